@@ -1,0 +1,236 @@
+"""Capture: a PyTorch module as a flat graph of ATen ops, checked against the module itself.
+
+The module is run once for real, so that whatever it sets up lazily is set up, then copied, then exported with
+`torch.export` at the level of composites (conv2d, embedding, ...). The caller's module is left as it was.
+
+What the graph computes is sorted by what it depends on:
+
+    nothing but weights      folded to a tensor, here
+    the conditions           kept as a `Conditioner`, run by PyTorch once per distinct condition
+    the image                left to `lower`
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+_BATCH = 2  # of the exported graph; its value is of no consequence
+
+
+class CaptureError(ValueError):
+    """The module could not be captured as a graph that computes what the module computes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioner:
+    """Evaluates, for one value of the conditions, every tensor that the image's path takes from them.
+
+    Each value is computed alone, so an image's conditions do not depend on what else is in the batch.
+    """
+
+    names: tuple[str, ...]
+    examples: tuple[Tensor, ...]  # (batch, ...) each
+    placeholders: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    folded: Mapping[fx.Node, Any]
+
+    def run(self, values: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+        """`values`: one entry per name, without batch axis. Returns every conditional node's value, batch 2."""
+        env: dict[fx.Node, Any] = dict(self.folded)
+        for name, example, node in zip(self.names, self.examples, self.placeholders, strict=True):
+            env[node] = values[name].to(example.dtype).expand_as(example).contiguous()
+        with torch.no_grad():
+            for node in self.nodes:
+                env[node] = _evaluate(node, env)
+        return env
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """`image_nodes` in order; every argument of theirs is an image node, a condition, or folded."""
+
+    shape: tuple[int, int, int]
+    levels: int
+    image: fx.Node
+    image_nodes: tuple[fx.Node, ...]
+    folded: Mapping[fx.Node, Any]
+    conditioner: Conditioner
+    output: fx.Node
+    module_name: str
+
+    def __str__(self) -> str:
+        return "\n".join(f"{where(n):40} {n.name:32} {n.target}" for n in self.image_nodes)
+
+    def verify(self) -> None:
+        known = set(self.folded) | set(self.conditioner.placeholders) | set(self.conditioner.nodes) | {self.image}
+        for node in self.image_nodes:
+            assert all(a in known for a in node.all_input_nodes), node
+            known.add(node)
+        assert self.output in known
+
+
+def where(node: fx.Node) -> str:
+    """The path of the module that a node came from, e.g. `layers.3.conv`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    path = paths[-1] if paths else ""
+    if not path and node.target is not None:
+        for a in node.args:  # a functional call: name the weight that it uses
+            if isinstance(a, fx.Node) and a.op == "placeholder" and a.name.startswith("p_"):
+                return a.name.removeprefix("p_")
+    return path.removeprefix("L['self'].") or node.name
+
+
+def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    args = fx.map_arg(node.args, lambda n: env[n])
+    kwargs = fx.map_arg(node.kwargs, lambda n: env[n])
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _example_images(shape: tuple[int, int, int], levels: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, levels, (_BATCH, *shape), generator=generator)
+
+
+def capture(
+    module: nn.Module,
+    *,
+    shape: tuple[int, int, int],
+    levels: int,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> Captured:
+    """Export `module(images, **conditions)` and sort its nodes.
+
+    **Arguments:**
+
+    - `shape`: (C, H, W) of an image; `levels`: the images' values are int64 in [0, levels).
+    - `conditions`: for each further argument of forward, an example (2, ...) of its dtype.
+
+    Raises `CaptureError` where export fails, or where the exported graph differs from the module on fresh inputs.
+    """
+    conditions = dict(conditions or {})
+    generator = torch.Generator().manual_seed(0)
+    images = _example_images(shape, levels, generator)
+    name = type(module).__name__
+    was_training = module.training
+    try:
+        with torch.no_grad():
+            module.eval()
+            module(images, **conditions)
+            frozen = copy.deepcopy(module).cpu()
+    finally:
+        module.train(was_training)
+    bad = [key for key, t in frozen.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise CaptureError(
+            f"[compile] {name}: {bad[0]} holds NaN or infinite values"
+            + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
+        )
+    frozen.eval().float().requires_grad_(False)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(frozen, (images,), conditions, strict=False)
+            exported = exported.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(
+            f"[compile] torch.export could not capture {name}: {error}\n"
+            "forward must be traceable: no control flow on tensor values, no item() calls"
+        ) from error
+    captured = _sort(exported, shape, levels, images, conditions, name)
+    _check(captured, frozen, conditions, generator)
+    captured.verify()
+    return captured
+
+
+def _sort(
+    exported: torch.export.ExportedProgram,
+    shape: tuple[int, int, int],
+    levels: int,
+    images: Tensor,
+    conditions: Mapping[str, Tensor],
+    name: str,
+) -> Captured:
+    folded: dict[fx.Node, Any] = {}
+    user: list[fx.Node] = []
+    image_nodes: list[fx.Node] = []
+    conditional: list[fx.Node] = []
+    on_image: set[fx.Node] = set()
+    on_condition: set[fx.Node] = set()
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    output: fx.Node | None = None
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.kind == InputKind.USER_INPUT:
+                user.append(node)
+                (on_condition if len(user) > 1 else on_image).add(node)
+            elif spec.target in exported.state_dict:
+                folded[node] = exported.state_dict[spec.target].detach()
+            else:
+                folded[node] = exported.constants[spec.target]
+        elif node.op == "output":
+            results = [a for a in node.args[0] if isinstance(a, fx.Node)]
+            if len(results) != 1:
+                raise CaptureError(
+                    f"[compile] {name}.forward must return one tensor, got {len(results)} outputs "
+                    "(a module that writes to its buffers in forward counts them as outputs)"
+                )
+            output = results[0]
+        elif any(a in on_image for a in node.all_input_nodes):
+            on_image.add(node)
+            image_nodes.append(node)
+        elif any(a in on_condition for a in node.all_input_nodes):
+            on_condition.add(node)
+            conditional.append(node)
+        else:
+            with torch.no_grad():
+                folded[node] = _evaluate(node, folded)
+    assert output is not None
+    if output not in on_image:
+        raise CaptureError(f"[compile] the output of {name}.forward does not depend on the images")
+    conditioner = Conditioner(
+        tuple(conditions), tuple(conditions.values()), tuple(user[1:]), tuple(conditional), folded
+    )
+    return Captured(shape, levels, user[0], tuple(image_nodes), folded, conditioner, output, name)
+
+
+def run(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    """The graph, run by PyTorch: what the module would give for these images. For checks."""
+    env: dict[fx.Node, Any] = dict(captured.folded)
+    env[captured.image] = images
+    c = captured.conditioner
+    env.update(zip(c.placeholders, (conditions[n] for n in c.names), strict=True))
+    with torch.no_grad():
+        for node in (*c.nodes, *captured.image_nodes):
+            env[node] = _evaluate(node, env)
+    return env[captured.output]
+
+
+def _check(
+    captured: Captured, module: nn.Module, conditions: Mapping[str, Tensor], generator: torch.Generator
+) -> None:
+    for _ in range(2):
+        images = _example_images(captured.shape, captured.levels, generator)
+        with torch.no_grad():
+            expected = module(images, **conditions)
+        got = run(captured, images, conditions)
+        if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-4, atol=1e-4, equal_nan=True):
+            worst = (expected - got).abs().max().item() if expected.shape == got.shape else float("nan")
+            raise CaptureError(
+                f"[compile] the captured graph of {captured.module_name} differs from the module on fresh "
+                f"images by up to {worst:g}: forward depends on something besides its arguments and weights"
+            )
+
+
+def same_everywhere(value: Tensor) -> np.ndarray:
+    """One entry of a conditional tensor whose batch entries were computed from equal conditions."""
+    return value[:1].detach().to(torch.float32).cpu().numpy()
