@@ -72,7 +72,7 @@ def test_titles_stand_at_the_left():
         (np.zeros((1, 1, 4, 4), np.uint8), {"levels": 1}, "levels must be at least 2, got 1"),
         (np.zeros((1, 1, 4, 4), np.uint8), {"columns": 0}, "columns must be at least 1, got 0"),
         (np.zeros((1, 1, 4, 4), np.uint8), {"scale": 0}, "scale must be at least 1, got 0"),
-        (np.zeros((2, 1, 4, 4), np.uint8), {"columns": 1, "titles": ["a"]}, r"one title per row \(=2\), got 1"),
+        (np.zeros((2, 1, 4, 4), np.uint8), {"columns": 1, "titles": ["a"]}, "one title per row .*, got 1"),
     ],
 )
 def test_bad_images_are_refused(images, options, message):
@@ -102,7 +102,7 @@ def test_save_grid_leaves_nothing_behind_when_it_fails(tmp_path):
 
 def test_unwritable_paths_are_named(tmp_path):
     images = np.zeros((1, 1, 4, 4), np.uint8)
-    with pytest.raises(FileNotFoundError, match="there is no directory .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no directory .*absent"):
         viz.save_grid(images, tmp_path / "absent" / "grid.png")
     with pytest.raises(IsADirectoryError, match="it is a directory"):
         viz.save_grid(images, tmp_path)
