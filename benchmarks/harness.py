@@ -1,0 +1,119 @@
+"""What every benchmark needs: interleaved repeats and their medians, the machine, a JSON record, a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import pixelfast
+from pixelfast import _cpu
+from pixelfast._files import replacing
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def interleaved(contestants: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Return the median of each contestant's figure, taken in turn, so that a busy spell hits all of them.
+
+    The first round warms up and is dropped, unless it is the only one.
+    """
+    if repeats < 1:
+        raise ValueError(f"[interleaved] repeats must be at least 1, got {repeats}")
+    figures: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(repeats + 1 if repeats > 1 else 1):
+        for name, measure in contestants.items():
+            figures[name].append(measure())
+    return {name: statistics.median(found[1:] or found) for name, found in figures.items()}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Describe the machine, and measure its fp32 peak with the runtime's own instruction set and threads."""
+    isa = _cpu.isa()
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "isa": isa,
+        "threads": threads,
+        "peak_flops": _cpu.peak(isa, threads, 0.5),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def cpu_model() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of all that takes part."""
+    return {
+        "pixelfast": pixelfast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout, with a + if it has changes, or None outside of one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def record(question: str, threads: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the JSON record of a run."""
+    return {
+        "question": question,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(threads),
+        "versions": versions(),
+        "rows": list(rows),
+    }
+
+
+def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a record, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as an aligned table; the first is the head, and every column but the first is numbers."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])

@@ -1,0 +1,192 @@
+"""How long does an image take? `Sampler.sample` against two ways to sample in PyTorch.
+
+    plain   one forward pass of the whole network per sub-pixel (pixelfast/plain.py)
+    cached  the loop that a careful user would write by hand: every feature computed once (cached_loop.py)
+
+What is compared is verified first. Both loops are timed in part, the plain one on a few passes, the cached one
+on a few rows, and extrapolated to whole images. All use the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pixelfast import models, plain
+from pixelfast._files import check_writable
+from pixelfast.sampler import Sampler
+from pixelfast.sampler import compile as compile_model
+
+from . import cached_loop, harness
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to sample from, with the weights it is initialized with."""
+
+    kind: type[models.PixelCNN] | type[models.GatedPixelCNN]
+    channels: int
+    size: int
+    hidden: int
+    layers: int
+    levels: int = 256
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind.__name__} {self.size}x{self.size}x{self.channels} C{self.hidden} L{self.layers}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
+
+    def model(self) -> models.AutoregressiveModel:
+        torch.manual_seed(0)
+        model = self.kind(channels=self.channels, levels=self.levels, hidden=self.hidden, layers=self.layers)
+        return model.eval()
+
+
+CASES = (
+    Case(models.PixelCNN, 1, 28, 64, 12),
+    Case(models.PixelCNN, 3, 32, 128, 15),
+    Case(models.GatedPixelCNN, 1, 28, 64, 12),
+    Case(models.GatedPixelCNN, 3, 32, 128, 15),
+)
+BATCHES = (1, 16, 64)
+
+
+def verify(model: models.AutoregressiveModel, sampler: Sampler) -> None:
+    """Check, on two samples, that what is timed computes what it should. Raises ValueError if not."""
+    samples = sampler.sample(2, seed=1)
+    images = samples.images
+    if not torch.equal(sampler.log_prob(images), samples.log_prob):
+        raise ValueError("[verify] sampling and scoring differ")
+    with torch.inference_mode():
+        expected = model.network(model.scale(images), None)
+        if not torch.allclose(samples.log_prob, model.log_prob(images), rtol=1e-4, atol=1e-1):
+            raise ValueError("[verify] the engine's log probabilities differ from the model's")
+    if not torch.allclose(cached_loop.outputs(model, images), expected, rtol=1e-3, atol=1e-3):
+        raise ValueError("[verify] the cached loop's outputs differ from the model's")
+
+
+def measure(
+    case: Case, batches: Sequence[int], *, threads: int, repeats: int, rows: int
+) -> list[dict[str, Any]]:
+    """Time one model at some batch sizes. Returns a row of figures for each."""
+    model = case.model()
+    sampler = compile_model(model, shape=case.shape)
+    verify(model, sampler)
+    rows = min(rows, case.size)
+    results = []
+    for n in batches:
+
+        def engine(n: int = n) -> float:
+            return harness.timed(lambda: sampler.sample(n, seed=0, threads=threads))
+
+        def cached(n: int = n) -> float:
+            start = time.perf_counter()
+            state = cached_loop.cached(model, n, case.size, case.size)
+            setup = time.perf_counter() - start
+            images = torch.zeros(n, *case.shape, dtype=torch.int64)
+            first = (case.size - rows + 1) // 2
+            part = harness.timed(
+                lambda: cached_loop.draw_rows(model, state, images, range(first, first + rows))
+            )
+            return setup + part * case.size / rows
+
+        def loop(n: int = n) -> float:
+            return plain.seconds(model, (n, *case.shape), passes=1)[1]
+
+        seconds = harness.interleaved({"pixelfast": engine, "cached": cached, "plain": loop}, repeats)
+        results.append(
+            {
+                "model": case.name,
+                "batch": n,
+                "order": str(sampler.order),
+                "steps": sampler.schedule.count,
+                "sub_pixels": math.prod(case.shape),
+                "multiply_adds_per_image": sampler.multiply_adds,
+                "seconds_per_image": {name: value / n for name, value in seconds.items()},
+                "extrapolated": {
+                    "cached": f"from {rows} of {case.size} rows",
+                    "plain": "from 1 pass per repeat",
+                },
+                "repeats": repeats,
+            }
+        )
+    return results
+
+
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a table, the head first."""
+    head = ["model", "batch", "pixelfast", "cached loop*", "plain loop*", "vs cached", "vs plain"]
+    lines = [[*head, "GMAC/s", "of peak"]]
+    for row in result["rows"]:
+        seconds = row["seconds_per_image"]
+        rate = row["multiply_adds_per_image"] / seconds["pixelfast"]
+        lines.append(
+            [
+                row["model"],
+                str(row["batch"]),
+                *(duration(seconds[name]) for name in ("pixelfast", "cached", "plain")),
+                *(f"{seconds[name] / seconds['pixelfast']:,.0f}x" for name in ("cached", "plain")),
+                f"{rate / 1e9:.1f}",
+                f"{2 * rate / result['machine']['peak_flops']:.0%}",
+            ]
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them: "12 ms", "1.8 s", "2.4 min"."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:,.3g} min"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m benchmarks sampling`."""
+    parser.add_argument(
+        "--quick", action="store_true", help="the two small models, batches 1 and 16, once each"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="of every contestant (all cores)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds, after one to warm up (3)")
+    parser.add_argument("--out", help="where the JSON record goes")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, print a table, and write the record."""
+    if options.out is not None:
+        check_writable(options.out)
+    torch.set_num_threads(options.threads)
+    cases = [case for case in CASES if not options.quick or case.channels == 1]
+    batches = BATCHES[:2] if options.quick else BATCHES
+    repeats, part = (1, 1) if options.quick else (options.repeats, 2)
+    rows = []
+    for case in cases:
+        found = measure(case, batches, threads=options.threads, repeats=repeats, rows=part)
+        for row in found:
+            figures = ", ".join(
+                f"{name} {duration(value)}" for name, value in row["seconds_per_image"].items()
+            )
+            print(f"{row['model']}, batch {row['batch']}: {figures} per image", flush=True)
+        rows += found
+    result = harness.record("sampling", options.threads, rows)
+    host = result["machine"]
+    peak = f"fp32 peak {host['peak_flops'] / 1e9:.0f} GFLOP/s"
+    print(f"\n{host['cpu']}, {host['isa']}, {host['threads']} threads, {peak}")
+    print(harness.table(table(result)))
+    print("* per image; extrapolated from timed parts")
+    if options.out is not None:
+        harness.save(result, options.out)
+    return result

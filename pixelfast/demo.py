@@ -1,0 +1,66 @@
+"""`pixelfast demo`: a grid of pictures from the model that comes with the package, and what it cost."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib import resources
+
+import torch
+
+from . import models, plain, viz
+from ._files import check_writable
+from .sampler import compile as compile_model
+
+# Fashion-MNIST's classes, one per row of the picture: https://github.com/zalandoresearch/fashion-mnist
+_ROWS = {
+    0: "T-shirt/top",
+    1: "Trouser",
+    2: "Pullover",
+    3: "Dress",
+    5: "Sandal",
+    7: "Sneaker",
+    8: "Bag",
+    9: "Ankle boot",
+}
+_COLUMNS = 8
+_SHAPE = (1, 28, 28)
+
+
+def run(out: str | os.PathLike[str], *, seed: int = 0, threads: int | None = None) -> None:
+    """Draw an 8x8 grid, one class per row, write it to `out`, and print what was done and how fast.
+
+    Raises OSError, before the work, if `out` cannot be written.
+    """
+    check_writable(out)
+    with resources.as_file(resources.files(__package__) / "assets" / "fashion_mnist") as folder:
+        model = models.load(folder)
+    n = len(_ROWS) * _COLUMNS
+    labels = torch.tensor(list(_ROWS)).repeat_interleave(_COLUMNS)
+
+    start = time.perf_counter()
+    sampler = compile_model(model, shape=_SHAPE)
+    planned = time.perf_counter() - start
+    print(f"{type(model).__name__} for Fashion-MNIST, planned in {planned:.1f} s")
+
+    start = time.perf_counter()
+    samples = sampler.sample(n, labels=labels, seed=seed, threads=threads, progress=True)
+    drawn = time.perf_counter() - start
+    viz.save_grid(
+        samples.images, out, columns=_COLUMNS, titles=list(_ROWS.values()), levels=model.levels, scale=3
+    )
+    _, height, width = _SHAPE
+    print(
+        f"{n} images of {height}x{width} in {drawn:.2f} s, {n / drawn:.1f} images/s: "
+        f"{sampler.schedule.count} steps ({sampler.order} order) for {height * width} pixels"
+    )
+    print(f"picture: {os.fspath(out)}")
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    passes = 3
+    step, loop = plain.seconds(model, (n, *_SHAPE), labels, passes)
+    print(
+        f"the plain PyTorch loop, one forward pass per pixel, would take {loop:.0f} s on this machine, "
+        f"{loop / drawn:.0f} times as long (extrapolated from {passes} timed passes of {step:.2f} s)"
+    )
