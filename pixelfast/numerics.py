@@ -29,11 +29,11 @@ def _f32(x: ArrayLike) -> Floats:
 
 
 def _bits(x: Floats) -> NDArray[np.int32]:
-    return np.ascontiguousarray(x).view(np.int32)
+    return np.asarray(x, np.float32, order="C").view(np.int32)
 
 
 def _floats(i: NDArray[np.int32]) -> Floats:
-    return np.ascontiguousarray(i, dtype=np.int32).view(np.float32)
+    return np.asarray(i, np.int32, order="C").view(np.float32)
 
 
 def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> Floats:
@@ -238,4 +238,4 @@ def draw(freqs: ArrayLike, u: int) -> int:
 def log_prob(freqs: ArrayLike, level: int) -> np.float32:
     """Return log(frequency / 2**31) of a level in float32; -inf where the frequency is 0."""
     frequency = np.asarray(freqs, np.int64)[level]
-    return _F(log(_F(frequency) * _F(2.0**-31)))
+    return _F(log(_F(frequency) * _F(2.0**-31)).item())
