@@ -77,6 +77,16 @@ class Instruction:
 Code = tuple[Instruction, ...]
 
 
+def stride_of(refs: np.ndarray) -> int | None:
+    """1 where the channels ascend one by one, 0 where they are all the same, None otherwise."""
+    if len(refs) == 1:
+        return 0 if refs[0] == ZERO else 1
+    steps = np.unique(np.diff(refs))
+    if len(steps) > 1 or steps[0] not in (0, 1) or (steps[0] == 1 and refs[0] == ZERO):
+        return None
+    return int(steps[0])
+
+
 @dataclass(frozen=True, eq=False)
 class InputOp:
     out: int
@@ -318,7 +328,12 @@ def split(plan: Plan) -> Plan:
 
     for op in plan.ops:
         if isinstance(op, HeadOp):
-            build.add(replace(op, refs=renumbered[op.refs]))
+            refs = renumbered[op.refs]
+            if stride_of(refs) != 1:  # a runtime reads a head's parameters in order
+                out = build.map(f"head.{op.colour}.parameters", *plan.shape[1:], len(refs))
+                build.add(MapOp(out, (Instruction("load", refs=refs),), op.where))
+                refs = build.refs(out)
+            build.add(replace(op, refs=refs))
             continue
         assert not (isinstance(op, ConvOp) and op.code), "split comes before fuse"
         old = plan.maps[op.out]
@@ -448,9 +463,9 @@ def fuse(plan: Plan, lateness: Callable[[int], float]) -> Plan:
             for m in dict.fromkeys(r.map for r in plan.reads(op))
             if isinstance(ops.get(writer[m]), ConvOp)
             and not ops[writer[m]].code
-            and ops[writer[m]].out == m
             and absorbable(m, i)
-            and not any(_is_mixed(ins, plan.maps[m]) for ins in op.code)
+            and all(ins.fn != "load" or stride_of(ins.refs) is not None for ins in op.code)
+            and all(stride_of(ins.refs) == 1 for ins in op.code if _reads(ins, plan.maps[m]))
         ]
         if found:
             m = max(found, key=lateness)

@@ -1,0 +1,116 @@
+"""What a compiled model will do, as numbers and as a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp
+from .schedule import NEVER, Schedule
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op. `elements` run per image, in `launches`; bytes are per image for buffers, in all for weights."""
+
+    name: str
+    kind: str
+    channels: int
+    elements: int
+    launches: int
+    multiply_adds: int
+    rows: int
+    buffer_nbytes: int
+    weights_nbytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`print` it. Multiply-adds and elements are per image; buffers are per image at work."""
+
+    shape: tuple[int, int, int]
+    levels: int
+    order: str
+    skew: int | None
+    steps: int
+    rows: tuple[Row, ...]
+    multiply_adds: int
+    launches: int
+    buffer_nbytes: int
+    weights_nbytes: int
+
+    def __str__(self) -> str:
+        colours, height, width = self.shape
+        skew = f", skew {self.skew}" if self.order == "wavefront" else ""
+        title = (
+            f"{colours} x {height} x {width}, {self.levels} levels; {self.order} order{skew}: {self.steps:,} steps "
+            f"in place of {colours * height * width:,}"
+        )
+        header = ("op", "kind", "channels", "elements", "launches", "multiply-adds", "rows", "buffer B", "weights B")
+        lines = [header]
+        for r in self.rows:
+            numbers = (r.channels, r.elements, r.launches, r.multiply_adds, r.rows, r.buffer_nbytes, r.weights_nbytes)
+            lines.append((r.name, r.kind, *(f"{n:,}" for n in numbers)))
+        totals = (self.launches, self.multiply_adds, "", self.buffer_nbytes, self.weights_nbytes)
+        lines.append(("in all", "", "", "", *(f"{n:,}" if n != "" else "" for n in totals)))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+        text = []
+        for line in lines:
+            cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            text.append("  ".join(cells).rstrip())
+        rule = "-" * max(map(len, text))
+        return "\n".join([title, "", text[0], rule, *text[1:-1], rule, text[-1]])
+
+
+def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
+    """Summarise a schedule. `buffer_nbytes` is what the program allocates per image, rings sharing memory."""
+    plan = schedule.plan
+    launches = [0] * len(plan.ops)
+    for _, i, _ in schedule.launches():
+        launches[i] += 1
+    rows = []
+    seen: set[int] = set()
+    for i, op in enumerate(plan.ops):
+        weights, ring, channels, kind = 0, None, 0, ""
+        if isinstance(op, HeadOp):
+            kind, channels = op.kind, len(op.refs)
+        else:
+            kind, channels = type(op).__name__.removesuffix("Op").lower(), plan.maps[op.out].channels
+            home = plan.maps[op.out].home
+            if home in schedule.rings and home not in seen:
+                ring = schedule.rings[home]
+                seen.add(home)
+        if isinstance(op, ConvOp):
+            live = {m for _, m in plan.live_taps(op)}
+            weights = schedule.multiply_adds_of(i) // max(int((schedule.steps[i] != NEVER).sum()), 1)
+            weights = 4 * (weights + (0 if op.bias is None else op.products)) if live else 0
+        elif isinstance(op, InputOp):
+            weights = op.table.nbytes
+        elif isinstance(op, ConstantOp):
+            weights = op.values.nbytes
+        fixed = isinstance(op, ConstantOp | ConditionOp)
+        rows.append(
+            Row(
+                name=op.where if isinstance(op, ConvOp | MapOp) else plan.name_of(op),
+                kind=kind,
+                channels=channels,
+                elements=0 if fixed else int((schedule.steps[i] != NEVER).sum()),
+                launches=launches[i],
+                multiply_adds=schedule.multiply_adds_of(i),
+                rows=ring.rows if ring else 0,
+                buffer_nbytes=4 * ring.floats if ring else 0,
+                weights_nbytes=weights,
+            )
+        )
+    order = schedule.order
+    return Explanation(
+        shape=plan.shape,
+        levels=plan.levels,
+        order=order.name,
+        skew=order.skew,
+        steps=schedule.count,
+        rows=tuple(rows),
+        multiply_adds=schedule.multiply_adds,
+        launches=sum(launches),
+        buffer_nbytes=buffer_nbytes,
+        weights_nbytes=sum(r.weights_nbytes for r in rows),
+    )

@@ -1,0 +1,409 @@
+"""Program: a schedule as flat int32 words and a table of float32 data, ready to cross into a runtime.
+
+The format is written down in csrc/core/program.h, its opcodes in csrc/core/ops.def; both reach Python through the
+extension, so nothing is typed twice. `Program.verify` decodes what `assemble` encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from . import _cpu
+from .plan import (
+    ZERO,
+    Code,
+    ConditionOp,
+    ConstantOp,
+    ConvOp,
+    HeadOp,
+    InputOp,
+    Instruction,
+    MapOp,
+    Op,
+    stride_of,
+)
+from .schedule import Ring, Schedule
+
+OPS: dict[str, int] = _cpu.opcodes()
+FUNCTIONS: dict[str, tuple[int, int]] = _cpu.functions()  # name -> (code, arity)
+C = _cpu.constants()
+
+_SPACES = {"arena": 0, "data": 1, "condition": 2}
+_ALIGN = 16  # floats: a cache line
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Element (y, x, c) lies at offset + (y % rows)*row_stride + x*col_stride + c of its space."""
+
+    space: str
+    offset: int
+    height: int
+    width: int
+    channels: int
+    rows: int
+    row_stride: int
+    col_stride: int
+
+    @property
+    def words(self) -> list[int]:
+        return [
+            _SPACES[self.space], self.offset, self.height, self.width,
+            self.channels, self.rows, self.row_stride, self.col_stride,
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """What a runtime runs. `words`: int32; `data`: float32."""
+
+    words: np.ndarray
+    data: np.ndarray
+    shape: tuple[int, int, int]
+    levels: int
+    steps: int
+    arena_floats: int
+    condition_floats: int
+    condition_offsets: tuple[int, ...]  # of each condition, by key
+
+    @cached_property
+    def decoded(self) -> Decoded:
+        return decode(self.words)
+
+    def verify(self) -> None:
+        d = self.decoded
+        assert (d.colours, d.height, d.width) == self.shape and d.levels == self.levels
+        assert d.arena_floats == self.arena_floats
+        for launch in d.launches:
+            assert launch is None or 0 <= launch[0] < len(d.ops)
+
+    def __str__(self) -> str:
+        d = self.decoded
+        lines = [f"{len(self.words)} words, {len(self.data)} floats of data"]
+        lines += [f"buffer {i:3}: {b}" for i, b in enumerate(d.buffers)]
+        lines += [f"op {i:3}: {op}" for i, op in enumerate(d.ops)]
+        return "\n".join(lines)
+
+
+# --- assemble ---------------------------------------------------------------------------------------------------
+
+
+class _Data:
+    """The table of floats, as it grows."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+        self.size = 0
+
+    def add(self, values: np.ndarray) -> int:
+        """Append; returns the offset, a multiple of a cache line."""
+        offset = self.size
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        padding = -flat.size % _ALIGN
+        self.parts += [flat, np.zeros(padding, np.float32)]
+        self.size += flat.size + padding
+        return offset
+
+
+def allocate(rings: Sequence[Ring]) -> tuple[dict[int, int], int]:
+    """An offset for each ring, so that those in use at the same time do not overlap; and the floats needed."""
+    placed: list[tuple[int, int, Ring]] = []
+    offsets: dict[int, int] = {}
+    for ring in sorted(rings, key=lambda r: -r.floats):
+        size = -(-ring.floats // _ALIGN) * _ALIGN
+        at = 0
+        for start, end, other in sorted(placed, key=lambda p: p[0]):
+            if other.first <= ring.last and ring.first <= other.last and start < at + size and at < end:
+                at = end
+        placed.append((at, at + size, ring))
+        offsets[ring.home] = at
+    return offsets, max((end for _, end, _ in placed), default=0)
+
+
+class _Assembler:
+    def __init__(self, schedule: Schedule):
+        self.schedule = schedule
+        self.plan = schedule.plan
+        self.data = _Data()
+        self.buffers: list[Buffer] = []
+        self.place: dict[int, tuple[int, int]] = {}  # map -> (buffer, first channel)
+        self.condition_offsets: dict[int, int] = {}
+        self.condition_floats = 0
+        self.arena_floats = 0
+
+    def place_maps(self) -> None:
+        plan = self.plan
+        offsets, self.arena_floats = allocate(list(self.schedule.rings.values()))
+        by_home: dict[int, int] = {}
+        for op in plan.ops:
+            if isinstance(op, HeadOp):
+                continue
+            m = plan.maps[op.out]
+            if isinstance(op, ConstantOp):
+                self.place[op.out] = (self.fixed("data", self.data.add(op.values), op.values.shape[:2], op.out), 0)
+            elif isinstance(op, ConditionOp):
+                self.condition_offsets[op.key] = self.condition_floats
+                self.place[op.out] = (self.fixed("condition", self.condition_floats, op.extent, op.out), 0)
+                self.condition_floats += op.extent[0] * op.extent[1] * m.channels
+            else:
+                if m.home not in by_home:
+                    ring = self.schedule.rings[m.home]
+                    by_home[m.home] = len(self.buffers)
+                    c = ring.channels
+                    self.buffers.append(
+                        Buffer("arena", offsets[m.home], m.height, m.width, c, ring.rows, ring.width * c, c)
+                    )
+                self.place[op.out] = (by_home[m.home], m.home_channel)
+
+    def fixed(self, space: str, offset: int, extent: tuple[int, ...], out: int) -> int:
+        """A buffer of values that do not change; along axes of extent 1 they are the same at every position."""
+        m = self.plan.maps[out]
+        height, width = extent
+        col = 0 if width == 1 else m.channels
+        row = 0 if height == 1 else width * m.channels
+        self.buffers.append(Buffer(space, offset, m.height, m.width, m.channels, height, row, col))
+        return len(self.buffers) - 1
+
+    def locate(self, ref: int) -> tuple[int, int]:
+        """(buffer, channel) of a channel number."""
+        m = int(self.plan.map_of(np.array([ref]))[0])
+        buffer, first = self.place[m]
+        return buffer, first + ref - self.plan.maps[m].first
+
+    def op(self, op: Op) -> list[list[int]]:
+        """The records of an op, with their lengths filled in."""
+        if isinstance(op, InputOp):
+            buffer, channel = self.place[op.out]
+            bodies = [[op.colour, buffer, channel, op.table.shape[1], self.data.add(op.table)]]
+            return self.records("input", bodies)
+        if isinstance(op, HeadOp):
+            assert (np.diff(op.refs) == 1).all(), "plan.split settles the parameters of heads"
+            return self.records(op.kind, [[op.colour, *self.locate(int(op.refs[0]))]])
+        if isinstance(op, ConvOp):
+            return self.records("conv", [self.conv(op)])
+        assert isinstance(op, MapOp)
+        return self.records("map", [self.map(op, part) for part in _runs(op.code, self.plan.maps[op.out].channels)])
+
+    def records(self, opcode: str, bodies: Sequence[list[int]]) -> list[list[int]]:
+        return [[OPS[opcode], len(body) + 2, *body] for body in bodies]
+
+    def conv(self, op: ConvOp) -> list[int]:
+        buffer, channel = self.place[op.out]
+        sources = self.plan.map_of(op.refs)
+        taps: list[list[int]] = []
+        rows: list[np.ndarray] = []
+        live = set(self.plan.live_taps(op))
+        for t, (dy, dx) in enumerate(op.offsets):
+            kept = np.array([i for i, m in enumerate(sources.tolist()) if (t, m) in live], np.int64)
+            for i in kept.tolist():
+                b, c = self.locate(int(op.refs[i]))
+                if taps and taps[-1][0] == b and taps[-1][1] + taps[-1][2] == c and taps[-1][3:] == [dy, dx]:
+                    taps[-1][2] += 1
+                else:
+                    taps.append([b, c, 1, dy, dx])
+            rows.append(op.weight[t, kept])
+        weight = np.concatenate(rows) if rows else np.zeros((0, op.products), np.float32)
+        channels = self.plan.maps[op.out].channels
+        code = [self.instruction(ins, channels) for ins in op.code]
+        return [
+            buffer, channel, channels, *op.stride, op.products,
+            self.data.add(weight), ZERO if op.bias is None else self.data.add(op.bias), len(taps), len(code),
+            *(word for tap in taps for word in tap), *(word for ins in code for word in ins),
+        ]  # fmt: skip
+
+    def map(self, op: MapOp, part: np.ndarray) -> list[int]:
+        buffer, channel = self.place[op.out]
+        code = [self.instruction(ins.select(part), len(part)) for ins in op.code]
+        head = [buffer, channel + int(part[0]), len(part), 1, 1, 0, 0, ZERO, 0, len(code)]
+        return head + [word for ins in code for word in ins]
+
+    def instruction(self, ins: Instruction, channels: int) -> list[int]:
+        code, _ = FUNCTIONS[ins.fn]
+        if ins.fn == "scalar":
+            return [code, int(np.array(ins.value, np.float32).view(np.int32)), 0, 0, 0]
+        if ins.fn == "vector":
+            return [code, self.data.add(np.asarray(ins.value)), 0, 0, 0]
+        if ins.fn in ("load", "product"):
+            assert ins.refs is not None
+            step = stride_of(ins.refs)
+            if ins.fn == "product":
+                assert step == 1, "a product is read in order"
+                return [code, int(ins.refs[0]), 0, 0, 0]
+            assert step is not None, "other loads are split into runs"
+            if ins.refs[0] == ZERO:
+                return [FUNCTIONS["scalar"][0], 0, 0, 0, 0]
+            if step == 0:
+                code = FUNCTIONS["splat"][0]
+            return [code, *self.locate(int(ins.refs[0])), *ins.offset]
+        return [code, *ins.args, *([0] * (4 - len(ins.args)))]
+
+
+def _runs(code: Code, channels: int) -> list[np.ndarray]:
+    """Output channels in runs over which every load goes through ascending channels, or stays at one."""
+    loads = [ins.refs for ins in code if ins.refs is not None]
+    runs, start = [], 0
+    while start < channels:
+        end = channels
+        while any(stride_of(refs[start:end]) is None for refs in loads):
+            end = start + max((end - start) // 2, 1)
+        while end < channels and all(stride_of(refs[start : end + 1]) is not None for refs in loads):
+            end += 1
+        runs.append(np.arange(start, end))
+        start = end
+    return runs
+
+
+def progressions(positions: np.ndarray) -> list[list[int]]:
+    """Positions (n, 2) as runs y, x, n, dy, dx: rows, and the diagonals of a wavefront."""
+    points = positions.tolist()
+    runs: list[list[int]] = []
+    i = 0
+    while i < len(points):
+        y, x = points[i]
+        if i + 1 == len(points):
+            runs.append([y, x, 1, 0, 0])
+            break
+        dy, dx = points[i + 1][0] - y, points[i + 1][1] - x
+        n = 2
+        while i + n < len(points) and points[i + n] == [y + n * dy, x + n * dx]:
+            n += 1
+        if n == 2 and dy and i + 2 < len(points):  # a lone step to the next row is seldom a run
+            n, dy, dx = 1, 0, 0
+        runs.append([y, x, n, dy, dx])
+        i += n
+    return runs
+
+
+def assemble(schedule: Schedule) -> Program:
+    """Encode a schedule."""
+    plan = schedule.plan
+    a = _Assembler(schedule)
+    a.place_maps()
+    records: list[list[int]] = []
+    of_op: list[range] = []
+    for op in plan.ops:
+        first = len(records)
+        if not isinstance(op, ConstantOp | ConditionOp):
+            records += a.op(op)
+        of_op.append(range(first, len(records)))
+    launches: list[int] = []
+    now, steps = None, 0
+    for step, i, positions in schedule.launches():
+        if now is not None and step != now:
+            launches += [C["kStepMark"], 0]
+            steps += 1
+        now = step
+        runs = progressions(positions)
+        for record in of_op[i]:
+            launches += [record, len(runs)]
+            for run in runs:
+                launches += run
+    launches += [C["kStepMark"], 0]
+    steps += 1
+    buffers = [word for b in a.buffers for word in b.words]
+    ops = [word for record in records for word in record]
+    header = [
+        C["kMagic"], C["kVersion"], C["kHeaderWords"] + len(buffers) + len(ops) + len(launches),
+        *plan.shape, plan.levels, a.arena_floats, a.condition_floats,
+        len(a.buffers), len(records), steps, len(launches),
+    ]  # fmt: skip
+    assert len(header) == C["kHeaderWords"]
+    data = np.concatenate(a.data.parts) if a.data.parts else np.zeros(0, np.float32)
+    if max(data.size, a.arena_floats, a.condition_floats) >= 2**31:
+        raise ValueError(
+            f"[compile] the program needs {max(data.size, a.arena_floats) * 4 / 1e9:.1f} GB in one table; "
+            "at most 8.6 GB are supported"
+        )
+    program = Program(
+        np.array(header + buffers + ops + launches, np.int32),
+        data,
+        plan.shape,
+        plan.levels,
+        steps,
+        a.arena_floats,
+        a.condition_floats,
+        tuple(a.condition_offsets[k] for k in sorted(a.condition_offsets)),
+    )
+    program.verify()
+    return program
+
+
+# --- decode -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """An op as the runtime sees it: `fields` by the names of program.h."""
+
+    name: str
+    fields: dict[str, int]
+    taps: tuple[tuple[int, ...], ...] = ()
+    code: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    colours: int
+    height: int
+    width: int
+    levels: int
+    arena_floats: int
+    condition_floats: int
+    buffers: tuple[Buffer, ...]
+    ops: tuple[Record, ...]
+    launches: tuple[tuple[int, list[list[int]]] | None, ...]  # (op, runs), None ends a step
+
+
+_FIELDS = {
+    "input": ("colour", "out_buffer", "out_channel", "out_channels", "table"),
+    "conv": ("out_buffer", "out_channel", "out_channels", "stride_y", "stride_x", "product_channels", "weight",
+             "bias", "n_taps", "n_instructions"),
+    "categorical": ("colour", "buffer", "channel"),
+    "bernoulli": ("colour", "buffer", "channel"),
+}  # fmt: skip
+_FIELDS["map"] = _FIELDS["conv"]
+
+
+def decode(words: np.ndarray) -> Decoded:
+    """The inverse of `assemble`, for the reference runtime and for people."""
+    w = words.tolist()
+    _, _, _, colours, height, width, levels, arena, condition, n_buffers, n_ops, _, n_launch = w[: C["kHeaderWords"]]
+    at = C["kHeaderWords"]
+    space = {v: k for k, v in _SPACES.items()}
+    names = {v: k for k, v in OPS.items()}
+    functions = {code: name for name, (code, _) in FUNCTIONS.items()}
+    buffers = []
+    for _ in range(n_buffers):
+        buffers.append(Buffer(space[w[at]], *w[at + 1 : at + 8]))
+        at += 8
+    ops = []
+    for _ in range(n_ops):
+        name, end = names[w[at]], at + w[at + 1]
+        keys = _FIELDS[name]
+        fields = dict(zip(keys, w[at + 2 :], strict=False))
+        at += 2 + len(keys)
+        taps = []
+        for _ in range(fields.get("n_taps", 0)):
+            taps.append(tuple(w[at : at + 5]))
+            at += 5
+        code = []
+        for _ in range(fields.get("n_instructions", 0)):
+            code.append((functions[w[at]], tuple(w[at + 1 : at + 5])))
+            at += 5
+        assert at == end
+        ops.append(Record(name, fields, tuple(taps), tuple(code)))
+    launches: list[tuple[int, list[list[int]]] | None] = []
+    end = at + n_launch
+    while at < end:
+        op, n = w[at : at + 2]
+        at += 2
+        if op == C["kStepMark"]:
+            launches.append(None)
+            continue
+        launches.append((op, [w[at + 5 * r : at + 5 * r + 5] for r in range(n)]))
+        at += 5 * n
+    return Decoded(colours, height, width, levels, arena, condition, tuple(buffers), tuple(ops), tuple(launches))

@@ -1,0 +1,408 @@
+"""compile and Sampler: from a module to images."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import plan as P
+from . import schedule as S
+from .capture import Conditioner, capture, same_everywhere
+from .explain import Explanation, explain
+from .heads import Head
+from .lower import Condition, lower
+from .program import Program, assemble
+from .runtime import available_nbytes, load
+
+ORDERS = ("auto", "raster", "wavefront")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """`images`: uint8 (N, C, H, W), int64 where levels > 256. `log_prob`: float32 (N,), in nats, of exactly the
+    distribution that was sampled (temperature, top_k and top_p included)."""
+
+    images: Tensor
+    log_prob: Tensor
+
+
+def compile(
+    module: nn.Module,
+    *,
+    shape: tuple[int, int, int],
+    order: str = "auto",
+    head: Head | None = None,
+    conditions: Mapping[str, torch.dtype] | None = None,
+    backend: str = "cpu",
+    isa: str | None = None,
+) -> Sampler:
+    """Compile an autoregressive image model into a `Sampler`.
+
+    The module is captured as it is now (in eval mode, on the CPU, in float32) and left untouched; later changes of
+    its weights do not reach the sampler.
+
+    **Arguments:**
+
+    - `module`: `module(images, **conditions)` takes int64 (N, C, H, W) images and returns what `head` reads.
+    - `shape`: (C, H, W) of an image.
+    - `order`: "raster" draws pixel by pixel; "wavefront" draws together what does not depend on each other;
+        "auto" takes the cheaper. All give the same images, to the bit.
+    - `head`: how forward's output is read; a model of `pixelfast.models` brings its own.
+    - `conditions`: the names and dtypes of forward's further arguments, one number per image each.
+    - `backend`: "cpu", or "reference" (plain Python, very slow, for checking).
+    - `isa`: the instruction set of the cpu backend; the best that there is by default.
+
+    Raises `ValueError`: `CaptureError` where torch.export fails, `LoweringError` where an op is not supported,
+    `CausalityError` where the model is not autoregressive in raster order, or for bad arguments.
+    """
+    if order not in ORDERS:
+        raise ValueError(f"[compile] order must be one of {', '.join(ORDERS)}, got {order!r}")
+    shape = _check_shape(shape)
+    own = getattr(module, "head", None)
+    head = own if head is None else head
+    if head is None:
+        raise ValueError(
+            f"[compile] {type(module).__name__} does not say how its output is read; pass head=, "
+            "e.g. pixelfast.heads.Categorical(256)"
+        )
+    channels = getattr(module, "channels", shape[0])
+    if own is not None and channels != shape[0]:
+        raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
+    classes = getattr(module, "classes", None)
+    if conditions is None:
+        conditions = {"labels": torch.int64} if classes else {}
+    examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
+    captured = capture(module, shape=shape, levels=head.levels, conditions=examples)
+    lowered = lower(captured, head)
+    plan = P.prune(P.split(lowered.plan))
+    plan.verify()
+    chosen = _choose(plan, order)
+    return Sampler(
+        plan,
+        chosen,
+        conditioner=captured.conditioner,
+        conditions=lowered.conditions,
+        classes={"labels": classes} if classes else {},
+        backend=backend,
+        isa=isa,
+    )
+
+
+def _check_shape(shape: Any) -> tuple[int, int, int]:
+    try:
+        found = tuple(operator.index(s) for s in shape)
+    except TypeError:
+        found = ()
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"[compile] shape must be three positive integers (C, H, W), got {shape!r}")
+    return found[0], found[1], found[2]
+
+
+def _choose(plan: P.Plan, order: str) -> S.Order:
+    if order == "raster":
+        return S.raster(plan.shape)
+    skew = S.find_skew(plan)
+    if order == "auto" and skew >= plan.shape[2]:
+        return S.raster(plan.shape)
+    return S.wavefront(plan.shape, skew)
+
+
+class Sampler:
+    """A compiled model: samples and scores images. Made by `pixelfast.compile`.
+
+    Image k of seed s is the same image whatever the batch, the order, the threads and the machine: noise is keyed by
+    seed and image index, and fp32 arithmetic has one defined order.
+    """
+
+    def __init__(
+        self,
+        plan: P.Plan,
+        order: S.Order,
+        *,
+        conditioner: Conditioner,
+        conditions: tuple[Condition, ...],
+        classes: Mapping[str, int],
+        backend: str = "cpu",
+        isa: str | None = None,
+    ):
+        self._plan = plan
+        self._conditioner = conditioner
+        self._conditions = conditions
+        self._classes = classes
+        self._backend, self._isa = backend, isa
+        self.shape = plan.shape
+        self.levels = plan.levels
+        self.order = order.name
+        self.schedule, self.program = self._build(order)
+        self._runtime = load(self.program, backend=backend, isa=isa)
+
+    def _build(self, order: S.Order) -> tuple[S.Schedule, Program]:
+        fused = P.fuse(self._plan, S.lateness(self._plan, order).__getitem__)
+        fused.verify()
+        schedule = S.schedule(fused, order)
+        return schedule, assemble(schedule)
+
+    @cached_property
+    def _scorer(self) -> tuple[Program, Any]:
+        _, program = self._build(S.known(self.shape))
+        return program, load(program, backend=self._backend, isa=self._isa)
+
+    def __repr__(self) -> str:
+        return f"Sampler(shape={self.shape}, levels={self.levels}, order={self.order!r}, steps={self.schedule.count})"
+
+    @property
+    def steps(self) -> int:
+        """Sequential steps of one image; pixels of one step are drawn together."""
+        return self.schedule.count
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one image: those of one forward pass over live taps."""
+        return self.schedule.multiply_adds
+
+    def explain(self) -> Explanation:
+        """What a sampling run does, op by op: order, steps, multiply-adds, bytes. `print` it."""
+        return explain(self.schedule, 4 * self.program.arena_floats)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Any = None,
+        conditions: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        given: Any = None,
+        known: Any = None,
+        progress: bool = False,
+        threads: int | None = None,
+        chunk: int | None = None,
+    ) -> Sample:
+        """Draw images.
+
+        **Arguments:**
+
+        - `n`: how many; 0 gives empty tensors.
+        - `labels`: int, or int64 (n,): the classes, for a model conditioned on them. `conditions`: every condition by
+            name, a number or (n,) each, for other models.
+        - `seed`: in [0, 2**64). Image k of the result is image `first_index + k` of the seed.
+        - `temperature`: logits are divided by it. `top_k`: draw among the k likeliest levels. `top_p`: draw among the
+            fewest levels whose probability reaches top_p; after top_k.
+        - `given`, `known`: complete images. Where `known` (bool, broadcast to (n, C, H, W)) is true, the level is that
+            of `given` (broadcast likewise), and the rest is drawn in order, given all earlier pixels. log_prob then
+            covers known pixels too.
+        - `progress`: show a bar. `threads`: 0 or None for all cores, PIXELFAST_THREADS otherwise. `chunk`: images that
+            a thread works on at once; chosen if None. None of these changes a bit.
+
+        Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
+        second of Ctrl-C.
+        """
+        n = _integer("n", n, 0)
+        if (given is None) != (known is None):
+            raise ValueError("[sample] given and known come together: the images, and where they are to be kept")
+        if temperature is None or not np.isfinite(temperature) or temperature <= 0:
+            raise ValueError(f"[sample] temperature must be positive and finite, got {temperature}")
+        if top_k is not None:
+            top_k = _integer("top_k", top_k, 1)
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
+        self._check_memory("sample", n, self.program)
+        images = np.zeros((n, *self.shape), np.int32)
+        mask = None
+        if given is not None:
+            levels = self._levels("sample", given)
+            mask = np.ascontiguousarray(_broadcast("known", known, images.shape), np.uint8)
+            images[:] = np.where(mask, _broadcast("given", levels, images.shape), 0)
+        log_prob = self._run(
+            "sample",
+            self.program,
+            self._runtime,
+            images,
+            self._condition_values("sample", n, labels, conditions),
+            progress=progress,
+            given=mask,
+            seed=_integer("seed", seed, 0, 2**64 - 1),
+            first_index=_integer("first_index", first_index, 0, 2**64 - 1 - n),
+            temperature=float(temperature),
+            top_k=min(top_k or 0, self.levels),
+            top_p=1.0 if top_p is None else float(top_p),
+            **self._parallel(threads, chunk),
+        )
+        return Sample(self._as_images(images), torch.from_numpy(_total(log_prob)))
+
+    def log_prob(
+        self,
+        images: Any,
+        *,
+        labels: Any = None,
+        conditions: Mapping[str, Any] | None = None,
+        per_pixel: bool = False,
+        progress: bool = False,
+        threads: int | None = None,
+        chunk: int | None = None,
+    ) -> Tensor:
+        """Score images, teacher-forced and in parallel: to the bit what sampling them would have computed.
+
+        **Arguments:**
+
+        - `images`: integers (N, C, H, W) in [0, levels).
+        - `labels`, `conditions`, `progress`, `threads`, `chunk`: as for `sample`.
+        - `per_pixel`: return the log-probability of each sub-pixel.
+
+        **Returns:** float32 (N,), in nats; (N, C, H, W) if `per_pixel`. Raises `ValueError` for bad arguments.
+        """
+        levels = self._levels("log_prob", images)
+        if levels.ndim != 4 or levels.shape[1:] != self.shape:
+            raise ValueError(f"[log_prob] images must have shape (N, {', '.join(map(str, self.shape))}), got "
+                             f"{tuple(levels.shape)}")  # fmt: skip
+        program, runtime = self._scorer
+        n = len(levels)
+        self._check_memory("log_prob", n, program)
+        values = self._condition_values("log_prob", n, labels, conditions)
+        log_prob = self._run(
+            "log_prob",
+            program,
+            runtime,
+            np.ascontiguousarray(levels, np.int32),
+            values,
+            progress=progress,
+            given=True,
+            **self._parallel(threads, chunk),
+        )
+        return torch.from_numpy(log_prob if per_pixel else _total(log_prob))
+
+    # --- checks and conversions ---
+
+    def _run(self, where: str, program: Program, runtime: Any, images: np.ndarray, values: np.ndarray | None, *,
+             progress: bool, **arguments: Any) -> np.ndarray:  # fmt: skip
+        log_prob = np.zeros(images.shape, np.float32)
+        if not len(images):
+            return log_prob
+        if progress and self._backend == "cpu":
+            unit = {"total": float(len(images)), "unit": "image", "desc": where}
+            bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
+            with tqdm(**unit, bar_format=bar_format) as bar:
+                runtime.run(
+                    images=images,
+                    log_prob=log_prob,
+                    conditions=values,
+                    progress=lambda done: bar.update(done * len(images) - bar.n),
+                    **arguments,
+                )
+                bar.update(len(images) - bar.n)
+        else:
+            runtime.run(images=images, log_prob=log_prob, conditions=values, **arguments)
+        return log_prob
+
+    def _parallel(self, threads: int | None, chunk: int | None) -> dict[str, int]:
+        if self._backend != "cpu":
+            return {}
+        return {
+            "threads": _integer("threads", threads or 0, 0, 1024),
+            "chunk": _integer("chunk", chunk or 0, 0),
+        }
+
+    def _as_images(self, images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images.astype(np.uint8 if self.levels <= 256 else np.int64))
+
+    def _levels(self, where: str, images: Any) -> np.ndarray:
+        """Images as an integer array, in range."""
+        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
+        if array.dtype == bool or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(f"[{where}] images must be integers in [0, {self.levels}), got dtype {array.dtype}")
+        if array.size and (array.min() < 0 or array.max() >= self.levels):
+            raise ValueError(
+                f"[{where}] images must be in [0, {self.levels}), got values from {array.min()} to {array.max()}"
+            )
+        return array
+
+    def _condition_values(
+        self, where: str, n: int, labels: Any, conditions: Mapping[str, Any] | None
+    ) -> np.ndarray | None:
+        """float32 (n, condition_floats): what PyTorch makes of the conditions, evaluated once per distinct value."""
+        given = dict(conditions or {})
+        if labels is not None:
+            given["labels"] = labels
+        names = self._conditioner.names
+        if missing := [name for name in names if name not in given]:
+            raise ValueError(f"[{where}] the model is conditioned on {', '.join(names)}: {missing[0]} is missing")
+        if unknown := [name for name in given if name not in names]:
+            known = ", ".join(names) or "nothing"
+            raise ValueError(f"[{where}] the model is conditioned on {known}; got {unknown[0]} too")
+        if not names:
+            return None
+        columns = [self._column(where, name, given[name], n) for name in names]
+        result = np.zeros((n, self.program.condition_floats), np.float32)
+        rows: dict[tuple, list[int]] = {}
+        for i, key in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            rows.setdefault(key, []).append(i)
+        for members in rows.values():
+            env = self._conditioner.run({name: c[members[0]] for name, c in zip(names, columns, strict=True)})
+            for offset, condition in zip(self.program.condition_offsets, self._conditions, strict=True):
+                block = condition.arrange(same_everywhere(env[condition.node])[0]).reshape(-1)
+                result[members, offset : offset + block.size] = block
+        return result
+
+    def _column(self, where: str, name: str, value: Any, n: int) -> Tensor:
+        dtype = dict(zip(self._conditioner.names, self._conditioner.examples, strict=True))[name].dtype
+        tensor = torch.as_tensor(value)
+        if tensor.ndim == 0:
+            tensor = tensor.expand(n)
+        if tensor.shape != (n,):
+            raise ValueError(f"[{where}] {name} must be a number or have shape ({n},), got {tuple(tensor.shape)}")
+        if not dtype.is_floating_point and (tensor.is_floating_point() or tensor.dtype == torch.bool):
+            raise ValueError(f"[{where}] {name} must be integers, got {tensor.dtype}")
+        if name in self._classes and n and (tensor.min() < 0 or tensor.max() >= self._classes[name]):
+            raise ValueError(
+                f"[{where}] {name} must be in [0, {self._classes[name]}), got values from {tensor.min()} to "
+                f"{tensor.max()}"
+            )
+        return tensor.to("cpu", dtype)
+
+    def _check_memory(self, where: str, n: int, program: Program) -> None:
+        per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
+        need = n * per_image + 8 * program.arena_floats
+        have = available_nbytes()
+        if need > have:
+            raise MemoryError(
+                f"[{where}] {n} images need about {need / 1e9:.1f} GB, of which {have / 1e9:.1f} GB are free; "
+                "take fewer at a time (first_index continues a series)"
+            )
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise ValueError(f"[sample] {name} must be an integer, got {value!r}") from None
+    if found < low or (high is not None and found > high):
+        limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"[sample] {name} must be {limits}, got {found}")
+    return found
+
+
+def _broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if name == "known" and array.dtype != bool:
+        raise ValueError(f"[sample] known must be bool, got {array.dtype}")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(f"[sample] {name} must broadcast to {shape}, got {array.shape}") from None
+
+
+def _total(log_prob: np.ndarray) -> np.ndarray:
+    """Sum over sub-pixels in one fixed order, in float64."""
+    flat = log_prob.reshape(len(log_prob), -1).astype(np.float64)
+    return np.add.accumulate(flat, axis=1)[:, -1].astype(np.float32)
