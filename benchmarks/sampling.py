@@ -109,7 +109,7 @@ def measure(
                 "model": case.name,
                 "batch": n,
                 "order": str(sampler.order),
-                "steps": sampler.schedule.count,
+                "steps": sampler.steps,
                 "sub_pixels": math.prod(case.shape),
                 "multiply_adds_per_image": sampler.multiply_adds,
                 "seconds_per_image": {name: value / n for name, value in seconds.items()},

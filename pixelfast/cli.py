@@ -154,7 +154,7 @@ def _sample(options: argparse.Namespace) -> None:
     dims = images[0].size
     print(
         f"{options.n} images of {_by(sampler.shape)} in {seconds:.2f} s "
-        f"({options.n / seconds:.1f} images/s), {sampler.schedule.count} steps in {sampler.order} order, "
+        f"({options.n / seconds:.1f} images/s), {sampler.steps} steps in {sampler.order} order, "
         f"{_bits(-log_prob.mean(), dims):.3f} bits/dim -> {out}"
     )
 
@@ -235,7 +235,9 @@ def _engine_nats(model: AutoregressiveModel, dataset: Dataset, options: argparse
         labels = None
         if model.classes is not None and dataset.labels is not None:
             labels = torch.from_numpy(dataset.labels[part])
-        log_prob = sampler.log_prob(torch.from_numpy(dataset.images[part]), labels)
+        log_prob = sampler.log_prob(
+            torch.from_numpy(dataset.images[part]), labels=labels, threads=options.threads
+        )
         total -= log_prob.double().sum().item()
     return total / len(dataset)
 
@@ -255,13 +257,13 @@ def _info(options: argparse.Namespace) -> None:
     sampler = _compile(model, options)
     config = ", ".join(f"{key}={value!r}" for key, value in model.config.items() if value is not None)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    field = receptive_field(sampler.plan)
+    field = receptive_field(sampler.schedule.plan)
     print(f"model            {type(model).__name__}({config})")
     print(f"parameters       {weights:,}")
     print(f"image            {_by(sampler.shape)}, {model.levels} levels")
     print(f"receptive field  {field}")
     pixels = math.prod(sampler.shape)
-    print(f"order            {sampler.order}, {sampler.schedule.count} steps for {pixels} sub-pixels")
+    print(f"order            {sampler.order}, {sampler.steps} steps for {pixels} sub-pixels")
     print()
     print(sampler.explain())
 

@@ -52,7 +52,7 @@ def run(out: str | os.PathLike[str], *, seed: int = 0, threads: int | None = Non
     _, height, width = _SHAPE
     print(
         f"{n} images of {height}x{width} in {drawn:.2f} s, {n / drawn:.1f} images/s: "
-        f"{sampler.schedule.count} steps ({sampler.order} order) for {height * width} pixels"
+        f"{sampler.steps} steps ({sampler.order} order) for {height * width} pixels"
     )
     print(f"picture: {os.fspath(out)}")
 
