@@ -22,12 +22,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     host, versions = result["machine"], result["versions"]
+    peak = f"{host['peak_flops'] / 1e9:.0f} GFLOP/s"
     return (
         f"{text}\n\n"
         "Time per image. \\* Extrapolated: the plain loop from timed forward passes, the cached loop from "
         "timed rows.\n"
         f"Measured {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, "
-        f"{host['threads']} threads, {host['isa']}, whose fp32 peak was measured at {host['peak_flops'] / 1e9:.0f} GFLOP/s; "
+        f"{host['threads']} threads, {host['isa']}, whose fp32 peak was measured at {peak}; "
         f"torch {versions['torch']}, Python {versions['python']}.\n"
     )
 

@@ -3,8 +3,8 @@
     plain   one forward pass of the whole network per sub-pixel (pixelfast/plain.py)
     cached  the loop that a careful user would write by hand: every feature computed once (cached_loop.py)
 
-What is compared is verified first. Both loops are timed in part, the plain one on a few passes, the cached one
-on a few rows, and extrapolated to whole images. All use the same number of threads.
+What is compared is verified first. Both loops are timed in part, the plain one on a few passes, the cached
+one on a few rows, and extrapolated to whole images. All use the same number of threads.
 """
 
 from __future__ import annotations
