@@ -36,13 +36,16 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its place when the block ends without an exception.
 
-    The temporary path has the same suffix. A reader sees the old file or the new one, never a part.
+    The temporary path has the same suffix. A reader sees the old file or the new one, never a part,
+    also after a crash of the machine.
     """
     path = check_writable(path)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     try:
         yield Path(name)
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
         mask = os.umask(0)  # mkstemp makes files that only their owner can read
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)

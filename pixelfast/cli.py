@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -98,9 +97,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, default=64, metavar="N", help="number of images (64)")
     parser.add_argument(
         "--labels",
-        type=_labels,
         metavar="A,B,...",
-        help="classes, by number, repeated in turn (all of them, if the model has classes)",
+        help="classes, by number or name, repeated in turn (all of them, if the model has classes)",
     )
     parser.add_argument("--seed", type=int, default=0, help="image k of a seed is always the same image (0)")
     parser.add_argument("--out", default="samples.png", help="a .png grid or an .npz of arrays (samples.png)")
@@ -124,7 +122,7 @@ def _sample(options: argparse.Namespace) -> None:
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"[sample] --out must end in .png or .npz, got {options.out!r}")
     model = _load(options.model)
-    labels = _cycled(options.labels, model.classes, options.n)
+    labels = _labels(options.labels, model, options.n)
     if out.suffix == ".png" and model.channels not in (1, 3):
         raise ValueError(f"[sample] a .png needs 1 or 3 colours, the model has {model.channels}: use .npz")
     sampler = _compile(model, options)
@@ -328,13 +326,6 @@ def _count(text: str) -> int:
     return value
 
 
-def _labels(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers with commas between, got {text!r}") from None
-
-
 def _size(text: str) -> tuple[int, int]:
     try:
         height, _, width = text.partition("x")
@@ -352,33 +343,30 @@ def _load(folder: str) -> AutoregressiveModel:
 def _compile(model: AutoregressiveModel, options: argparse.Namespace) -> Sampler:
     from .sampler import compile as compile_model
 
-    height, width = options.size or _recorded_size(Path(options.model))
-    return compile_model(model, shape=(model.channels, height, width), order=options.order)
+    size = options.size or (model.shape and model.shape[1:])
+    if not size:
+        raise ValueError(f"{options.model} does not say the size of its images: give --size, such as 28x28")
+    return compile_model(model, shape=(model.channels, *size), order=options.order)
 
 
-def _recorded_size(folder: Path) -> tuple[int, int]:
-    """Return the height and width of the images that the model in this folder was trained on."""
-    try:
-        _, height, width = json.loads((folder / "config.json").read_text())["shape"]
-        return int(height), int(width)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(
-            f"{folder} does not say the size of its images: give --size, such as 28x28"
-        ) from None
-
-
-def _cycled(labels: list[int] | None, classes: int | None, n: int) -> Tensor | None:
+def _labels(text: str | None, model: AutoregressiveModel, n: int) -> Tensor | None:
     """Return labels, int64 (N,): the given ones, or all classes, in turn. None if there are no classes."""
     import torch
 
-    if classes is None:
-        if labels is not None:
+    if model.classes is None:
+        if text is not None:
             raise ValueError("[sample] the model has no classes, so it takes no --labels")
         return None
-    chosen = torch.tensor(range(classes) if labels is None else labels)
-    if chosen.min() < 0 or chosen.max() >= classes:
-        raise ValueError(f"[sample] --labels must lie in [0, {classes}), got {labels}")
-    return chosen[torch.arange(n) % len(chosen)]
+    names = {name.lower(): i for i, name in enumerate(model.class_names)}
+    chosen = list(range(model.classes))
+    if text is not None:
+        words = [word.strip() for word in text.split(",")]
+        chosen = [int(word) if word.isdecimal() else names.get(word.lower(), -1) for word in words]
+        for word, label in zip(words, chosen, strict=True):
+            if not 0 <= label < model.classes:
+                known = f" or of {', '.join(model.class_names)}" if names else ""
+                raise ValueError(f"[sample] --labels must be in [0, {model.classes}){known}, got {word!r}")
+    return torch.tensor(chosen)[torch.arange(n) % len(chosen)]
 
 
 def _bits(nats: float, dims: int) -> float:
