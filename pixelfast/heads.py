@@ -69,7 +69,7 @@ class Categorical:
             float (N,), in nats; differentiable with respect to `params`.
         """
         _check("Categorical.log_prob", params, (images.shape[0], self.levels, *images.shape[1:]))
-        loss = F.cross_entropy(params.float() if params.dtype.itemsize < 4 else params, images.long(), reduction="none")
+        loss = F.cross_entropy(_at_least_float(params), images.long(), reduction="none")
         return -loss.flatten(1).sum(1)
 
 
@@ -103,8 +103,9 @@ class Bernoulli:
             float (N,), in nats; differentiable with respect to `params`.
         """
         _check("Bernoulli.log_prob", params, tuple(images.shape))
-        params = params.float() if params.dtype.itemsize < 4 else params
-        return -F.binary_cross_entropy_with_logits(params, images.to(params.dtype), reduction="none").flatten(1).sum(1)
+        params = _at_least_float(params)
+        loss = F.binary_cross_entropy_with_logits(params, images.to(params.dtype), reduction="none")
+        return -loss.flatten(1).sum(1)
 
 
 def make_head(name: str, levels: int) -> Categorical | Bernoulli:
@@ -139,6 +140,10 @@ def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int]) -> Tensor:
     if count < 1:
         raise ValueError(f"[bits_per_dim] dims must be positive, got {dims}")
     return log_prob / (-count * math.log(2))
+
+
+def _at_least_float(params: Tensor) -> Tensor:
+    return params.float() if params.dtype.itemsize < 4 else params
 
 
 def _check(where: str, params: Tensor, shape: tuple[int, ...]) -> None:

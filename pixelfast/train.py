@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import platform
@@ -12,25 +11,21 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from . import __version__, data, models
+from ._files import check_writable
+from ._run import STATE, Run, autocast, resolve_amp
 from .data import Dataset
 from .models import AutoregressiveModel
-from .models.base import write_atomically
 
-STATE, RECORD = "state.safetensors", "train.json"
 _LOG_EVERY = 100  # steps between two entries of the history
 
 
@@ -61,12 +56,12 @@ def train(
 ) -> AutoregressiveModel:
     """Train a model by maximum likelihood and return its averaged weights, in eval mode.
 
-    Adam with a warm-up over the first 2% of the steps (at most 500) and a cosine to zero, gradients clipped to
-    norm 1. The batches of an epoch depend on (seed, epoch) alone, so a resumed run goes on to the same weights,
-    to the bit on the CPU, as one that was never stopped. The folder `out` holds config.json and
-    model.safetensors (averaged weights: what `models.load` reads), state.safetensors (all that resuming needs)
-    and train.json (arguments, data, versions, history), each replaced atomically every `save_minutes`, at the
-    end of each epoch, and when the run is stopped by Ctrl-C, SIGTERM or `max_minutes`.
+    Adam with a warm-up over the first 2% of the steps (at most 500) and a cosine to zero, gradients clipped
+    to norm 1. The batches of an epoch depend on (seed, epoch) alone, so a resumed run goes on to the same
+    weights, to the bit on the CPU, as one that was never stopped. The folder `out` holds config.json and
+    model.safetensors (averaged weights: what `models.load` reads), state.safetensors (all that resuming
+    needs) and train.json (arguments, data, versions, history), each replaced atomically every
+    `save_minutes`, at the end of each epoch, and when Ctrl-C, SIGTERM or `max_minutes` stops the run.
 
     Args:
         model: the model, trained in place on its device.
@@ -90,83 +85,73 @@ def train(
         A copy of the model with the averaged weights.
 
     Raises:
-        ValueError: for bad arguments, data that do not fit the model, an output folder that cannot be written or
-            already holds another run, all before any work.
+        ValueError: for bad arguments, data that do not fit the model, or an output folder that holds another
+            run, all before any work; and if the loss is not finite.
+        OSError: if the output folder cannot be written, before any work.
         KeyboardInterrupt: on Ctrl-C, after the checkpoint is written.
         SystemExit: on SIGTERM, after the checkpoint is written.
     """
-    _check(model, dataset, valid, epochs=epochs, batch=batch, lr=lr, ema=ema, amp=amp)
+    _check("train", model, dataset, valid, epochs=epochs, batch=batch, lr=lr, ema=ema, amp=amp, seed=seed)
     device = next(model.parameters()).device
-    per_epoch = math.ceil(len(dataset) / batch)
-    arguments = {
-        "epochs": epochs,
-        "batch": batch,
-        "lr": lr,
-        "ema": ema,
-        "amp": _resolve_amp(amp, device),
-        "seed": seed,
-    }
+    amp = resolve_amp(amp, device)
+    folder = _prepare(out)
+    model.shape, model.class_names = dataset.shape, dataset.class_names
     record = {
         "model": type(model).__name__,
         "config": model.config,
-        "arguments": arguments,
+        "arguments": {"epochs": epochs, "batch": batch, "lr": lr, "ema": ema, "amp": amp, "seed": seed},
         "data": _describe(dataset),
         "valid": None if valid is None else _describe(valid),
-        "command": shlex.join(sys.orig_argv),
-        "versions": {"pixelfast": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commands": [shlex.join(sys.orig_argv)],
+        "versions": {
+            "pixelfast": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "step": 0,
         "seconds": 0.0,
         "finished": False,
         "history": [],
     }
-    folder = _prepare(out)
-    run = _Run(model, record, folder, steps=epochs * per_epoch)
+    run = Run(model, record, folder, images=len(dataset))
     if (folder / STATE).exists():
         if not resume:
             raise ValueError(f"[train] {folder} already holds a run: resume it, or choose another folder")
         run.restore()
+
     model.train()
-    writer = _tensorboard(folder)
-    start = last_save = last_log = time.monotonic()
+    start = last_save = time.monotonic()
     before = run.record["seconds"]
-    with _signals() as received, _bar(run, len(dataset), batch, progress) as bar:
-        while run.step < run.steps:
-            epoch, within = divmod(run.step, per_epoch)
-            order = np.random.default_rng([seed, epoch]).permutation(len(dataset))
-            for i in range(within, per_epoch):
-                images, labels = _batch(dataset, order[i * batch : (i + 1) * batch], device, model)
-                run.update(images, labels)
-                bar.update(len(images))
-                now = time.monotonic()
-                run.record["seconds"] = before + now - start
-                if run.step % _LOG_EVERY == 0 or i + 1 == per_epoch:
-                    entry = run.log()
-                    bar.set_postfix_str(f"{entry['bits_per_dim']:.3f} bits/dim")
-                    if writer is not None:
-                        writer.add_scalar("bits_per_dim/train", entry["bits_per_dim"], run.step)
-                        writer.add_scalar("images_per_second", _LOG_EVERY * batch / (now - last_log), run.step)
-                    last_log = now
-                late = max_minutes is not None and now - start > 60 * max_minutes
-                if received or late or now - last_save > 60 * save_minutes:
-                    run.save()
-                    last_save = now
-                if received == [signal.SIGTERM]:
-                    raise SystemExit(128 + signal.SIGTERM)
-                if received:
-                    raise KeyboardInterrupt
-                if late:
-                    return run.averaged()
-            run.save()
-            if valid is not None:
-                score = evaluate(run.averaged(), valid, batch=batch, amp=arguments["amp"], progress=False)
-                run.record["history"][-1]["valid_bits_per_dim"] = round(score.bits_per_dim, 5)
-                bar.write(f"epoch {epoch + 1}: valid {score.bits_per_dim:.4f} bits/dim")
-                if writer is not None:
-                    writer.add_scalar("bits_per_dim/valid", score.bits_per_dim, run.step)
-            if sample_every and (epoch + 1) % sample_every == 0:
-                _write_samples(run.averaged(), dataset, folder / "samples" / f"epoch-{epoch + 1:04}.png")
-            run.record["finished"] = run.step == run.steps
-            run.save()
+    with _signals() as received, _bar(run, progress) as bar, _tensorboard(folder) as log:
+        for indices in run.batches():
+            run.update(*_batch(dataset, indices, device, model))
+            bar.update(len(indices))
+            now = time.monotonic()
+            run.record["seconds"] = before + now - start
+            epoch, within = divmod(run.step, run.per_epoch)
+            if run.step % _LOG_EVERY == 0 or within == 0:
+                bits = run.note()
+                bar.set_postfix_str(f"{bits:.3f} bits/dim")
+                log("bits_per_dim/train", bits, run.step)
+            stop = bool(received) or (max_minutes is not None and now - start > 60 * max_minutes)
+            if within == 0 or stop or now - last_save > 60 * save_minutes:
+                run.save()
+                last_save = now
+            if within == 0 and not received:
+                if valid is not None:
+                    score = evaluate(run.averaged(), valid, batch=batch, amp=amp, progress=False).bits_per_dim
+                    run.record["history"][-1]["valid_bits_per_dim"] = round(score, 5)
+                    bar.write(f"epoch {epoch}: valid {score:.4f} bits/dim")
+                    log("bits_per_dim/valid", score, run.step)
+                if sample_every and epoch % sample_every == 0:
+                    _write_samples(run.averaged(), dataset, folder / "samples" / f"epoch-{epoch:04}.png", bar)
+                run.save()
+            if stop:
+                break
+    if signal.SIGTERM in received:
+        raise SystemExit(128 + signal.SIGTERM)
+    if received:
+        raise KeyboardInterrupt
     return run.averaged()
 
 
@@ -194,165 +179,52 @@ def evaluate(
     Raises:
         ValueError: if the data do not fit the model.
     """
-    _check(model, dataset, None, batch=batch, amp=amp)
+    _check("evaluate", model, dataset, None, batch=batch, amp=amp)
     device = next(model.parameters()).device
+    amp = resolve_amp(amp, device)
     total = 0.0
     starts = range(0, len(dataset), batch)
     for i in tqdm(starts, desc="evaluate", unit="batch", disable=not progress):
         images, labels = _batch(dataset, np.arange(i, min(i + batch, len(dataset))), device, model)
-        with _autocast(_resolve_amp(amp, device), device):
+        with autocast(amp, device):
             total -= model.log_prob(images, labels).double().sum().item()
     nats = total / len(dataset)
     return Evaluation(nats, nats / (math.prod(dataset.shape) * math.log(2)))
 
 
-@dataclass
-class _Run:
-    """The state of a training run: what a checkpoint holds."""
-
-    model: AutoregressiveModel
-    record: dict[str, Any]
-    folder: Path
-    steps: int
-    step: int = 0
-    losses: list[float] = field(default_factory=list)  # bits/dim of the steps since the last log entry
-
-    def __post_init__(self) -> None:
-        arguments = self.record["arguments"]
-        self.lr, self.amp, self.seed = arguments["lr"], arguments["amp"], arguments["seed"]
-        self.device = next(self.model.parameters()).device
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.lr)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(arguments["ema"]))
-        self._schedule()
-
-    def _schedule(self) -> None:
-        warmup = min(500, max(1, self.steps // 50))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup))
-
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = self.lr
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor, last_epoch=self.step - 1)
-
-    def update(self, images: Tensor, labels: Tensor | None) -> None:
-        """Take one step."""
-        torch.manual_seed(self.seed * 1_000_003 + self.step)
-        with _autocast(self.amp, self.device):
-            loss = -self.model.log_prob(images, labels).mean() / images[0].numel()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.average.update_parameters(self.model)
-        self.step += 1
-        self.losses.append(loss.item() / math.log(2))
-        if not math.isfinite(self.losses[-1]):
-            raise ValueError(f"[train] the loss is {self.losses[-1]} at step {self.step}: try a lower lr")
-
-    def log(self) -> dict[str, Any]:
-        """Add an entry to the history: the mean of the steps since the last."""
-        entry = {
-            "step": self.step,
-            "bits_per_dim": round(sum(self.losses) / len(self.losses), 5),
-            "seconds": round(self.record["seconds"], 1),
-        }
-        self.record["history"].append(entry)
-        self.losses.clear()
-        return entry
-
-    def averaged(self) -> AutoregressiveModel:
-        """Return the model of averaged weights, in eval mode."""
-        model: AutoregressiveModel = self.average.module.eval()
-        return model
-
-    def save(self) -> None:
-        """Write a checkpoint. The state is one file, so it is never half new."""
-        self.record["step"] = self.step
-        tensors = {"averaged": self.average.n_averaged.cpu()}
-        for name, value in self.model.state_dict().items():
-            tensors[f"weights/{name}"] = value
-        for name, value in self.average.module.state_dict().items():
-            tensors[f"ema/{name}"] = value
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam/{name}/{key}"] = value
-        metadata = {"record": json.dumps(self.record), "losses": json.dumps(self.losses)}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        write_atomically(self.folder / STATE, safetensors_bytes(tensors, metadata))
-        self.average.module.save(self.folder)
-        write_atomically(self.folder / RECORD, (json.dumps(self.record, indent=1) + "\n").encode())
-
-    def restore(self) -> None:
-        """Go back to the checkpoint in the folder."""
-        path = self.folder / STATE
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key).to(self.device) for key in file.keys()}  # noqa: SIM118
-            record, losses = json.loads(metadata["record"]), json.loads(metadata["losses"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"[train] {path} is truncated or no training state ({error})") from error
-        for key in ("model", "config", "arguments", "data"):
-            if record[key] != self.record[key]:
-                raise ValueError(f"[train] cannot resume {path}: its {_difference(key, record[key], self.record[key])}")
-        self.record["history"], self.record["seconds"] = record["history"], record["seconds"]
-        self.step, self.losses = record["step"], losses
-        self.model.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("weights/")})
-        self.average.module.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema/")})
-        self.average.n_averaged.copy_(tensors["averaged"])
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = {
-                key: tensors[f"adam/{name}/{key}"].to("cpu" if key == "step" else self.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        self._schedule()
-
-
-def _difference(key: str, old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() | new.keys():
-            if old.get(name) != new.get(name):
-                return f"{key} has {name}={old.get(name)!r}, not {new.get(name)!r}"
-    return f"{key} is {old!r}, not {new!r}"
-
-
-def _check(model: AutoregressiveModel, dataset: Dataset, valid: Dataset | None, **options: Any) -> None:
-    for name in ("epochs", "batch"):
-        if options.get(name, 1) < 1:
-            raise ValueError(f"[train] {name} must be at least 1, got {options[name]}")
-    if not options.get("lr", 1) > 0:
-        raise ValueError(f"[train] lr must be positive, got {options['lr']}")
+def _check(
+    where: str, model: AutoregressiveModel, dataset: Dataset, valid: Dataset | None, **options: Any
+) -> None:
+    for name, least in (("epochs", 1), ("batch", 1), ("seed", 0)):
+        if options.get(name, least) < least:
+            raise ValueError(f"[{where}] {name} must be at least {least}, got {options[name]}")
+    if not 0 < options.get("lr", 1) < math.inf:
+        raise ValueError(f"[{where}] lr must be positive, got {options['lr']}")
     if not 0 <= options.get("ema", 0) < 1:
-        raise ValueError(f"[train] ema must be in [0, 1), got {options['ema']}")
+        raise ValueError(f"[{where}] ema must be in [0, 1), got {options['ema']}")
     if options["amp"] not in ("auto", "off", "bf16"):
-        raise ValueError(f'[train] amp must be "auto", "off" or "bf16", got {options["amp"]!r}')
+        raise ValueError(f'[{where}] amp must be "auto", "off" or "bf16", got {options["amp"]!r}')
     for part in (dataset, valid):
         if part is None:
             continue
         if len(part) < 1:
-            raise ValueError(f"[train] {part.name} holds no images")
+            raise ValueError(f"[{where}] {part.name} holds no images")
         if part.shape[0] != model.channels:
-            raise ValueError(f"[train] {part.name} has {part.shape[0]} channels, the model {model.channels}")
+            raise ValueError(
+                f"[{where}] {part.name} has {part.shape[0]} channels, the model {model.channels}"
+            )
         if part.levels != model.levels:
-            raise ValueError(f"[train] {part.name} has {part.levels} levels, the model {model.levels}")
+            raise ValueError(f"[{where}] {part.name} has {part.levels} levels, the model {model.levels}")
         if model.classes is not None and (part.classes is None or part.classes > model.classes):
             have = "no labels" if part.classes is None else f"{part.classes} classes"
-            raise ValueError(f"[train] {part.name} has {have}, the model {model.classes} classes")
+            raise ValueError(f"[{where}] {part.name} has {have}, the model {model.classes} classes")
 
 
 def _prepare(out: str | os.PathLike[str]) -> Path:
     """Make the output folder, and find now whether it can be written."""
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / ".writable", b"")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"[train] cannot write to {folder}: {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / STATE)
     return folder
 
 
@@ -375,24 +247,16 @@ def _batch(
     return images, torch.from_numpy(dataset.labels[indices]).to(device)
 
 
-def _resolve_amp(amp: str, device: torch.device) -> str:
-    if amp != "auto":
-        return amp
-    if device.type == "cpu":
-        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "off"
-    return "bf16"
-
-
-def _autocast(amp: str, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16")
-
-
-def _bar(run: _Run, images: int, batch: int, progress: bool) -> tqdm:
-    per_epoch = math.ceil(images / batch)
-    epochs, within = divmod(run.step, per_epoch)
-    total = run.steps // per_epoch * images
-    done = epochs * images + within * batch
-    return tqdm(total=total, initial=done, desc="train", unit="img", disable=not progress, smoothing=0.05)
+def _bar(run: Run, progress: bool) -> tqdm:
+    epochs, within = divmod(run.step, run.per_epoch)
+    return tqdm(
+        total=run.steps // run.per_epoch * run.images,
+        initial=epochs * run.images + within * run.batch,
+        desc="train",
+        unit="img",
+        disable=not progress,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+    )
 
 
 @contextlib.contextmanager
@@ -418,30 +282,37 @@ def _signals() -> Iterator[list[int]]:
         restore()
 
 
-def _tensorboard(folder: Path) -> Any:
+@contextlib.contextmanager
+def _tensorboard(folder: Path) -> Iterator[Callable[[str, float, int], None]]:
+    """Yield a function that logs (name, value, step); it does nothing where TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return None
-    return SummaryWriter(str(folder))
+        yield lambda name, value, step: None
+        return
+    with SummaryWriter(str(folder)) as writer:
+        yield writer.add_scalar
 
 
-def _write_samples(model: AutoregressiveModel, dataset: Dataset, path: Path) -> None:
-    """Write a grid of 64 samples, one class per row, if the sampler is there."""
+def _write_samples(model: AutoregressiveModel, dataset: Dataset, path: Path, bar: tqdm) -> None:
+    """Write a grid of 64 samples, one class per row. A picture that fails does not end the training."""
     try:
         from .sampler import compile
-        from .viz import sample_grid
-    except ImportError:
-        return
-    labels = None if model.classes is None else torch.arange(64) // 8 % model.classes
-    images = compile(model, shape=dataset.shape).sample(64, labels=labels, seed=0).images
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sample_grid(images, path, levels=model.levels)
+        from .viz import save_grid
+
+        labels = None if model.classes is None else torch.arange(64) // 8 % model.classes
+        images = compile(model, shape=dataset.shape).sample(64, labels=labels, seed=0).images
+        path.parent.mkdir(exist_ok=True)
+        save_grid(images, path, columns=8, levels=model.levels)
+    except Exception as error:
+        bar.write(f"no samples written: {error}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `pixelfast train` to a parser."""
-    parser.add_argument("--data", required=True, help="folder or file of the data set; see pixelfast.data.load")
+    parser.add_argument(
+        "--data", required=True, help="folder or file of the data set; see pixelfast.data.load"
+    )
     parser.add_argument("--out", required=True, help="folder to write the run to")
     parser.add_argument("--model", choices=["pixelcnn", "gated-pixelcnn"], default="gated-pixelcnn")
     parser.add_argument("--hidden", type=int, default=64, help="width of the layers (default 64)")
@@ -459,9 +330,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--amp", choices=["auto", "off", "bf16"], default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
-    parser.add_argument("--valid", type=int, default=0, help="training images to hold out for validation (default 0)")
+    parser.add_argument(
+        "--valid", type=int, default=0, help="training images to hold out for validation (default 0)"
+    )
     parser.add_argument("--limit", type=int, help="use only so many training images")
     parser.add_argument("--max-minutes", type=float, help="stop, with a checkpoint, after so many minutes")
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, help="minutes between checkpoints (default 5)"
+    )
     parser.add_argument("--sample-every", type=int, default=1, help="epochs between sample grids; 0 for none")
     parser.add_argument("--threads", type=int, help="threads of PyTorch")
 
@@ -470,16 +346,19 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
     """Run `pixelfast train` with parsed arguments.
 
     Raises:
-        ValueError: as `data.load` and `train`.
+        ValueError, OSError: as `data.load` and `train`.
     """
     _prepare(args.out)
     if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"[train] threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
     dataset = data.load(args.data)
     if args.levels is not None:
         dataset = dataset.quantize(args.levels)
     if args.classes and dataset.classes is None:
         raise ValueError(f"[train] {dataset.name} has no labels, so --classes cannot be used")
+    classes = dataset.classes if args.classes else None
     dataset, valid = _split(dataset, args.limit, args.valid)
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -489,7 +368,7 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
         hidden=args.hidden,
         layers=args.layers,
         kernel=args.kernel,
-        classes=dataset.classes if args.classes else None,
+        classes=classes,
         head=args.head,
     ).to(device)
     return train(
@@ -505,6 +384,7 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
         resume=args.resume,
         valid=valid,
         sample_every=args.sample_every,
+        save_minutes=args.save_minutes,
         max_minutes=args.max_minutes,
     )
 
@@ -530,8 +410,8 @@ def main() -> None:
     add_arguments(parser)
     try:
         run(parser.parse_args())
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import heads
+from .._files import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -24,6 +25,12 @@ class AutoregressiveModel(nn.Module):
 
     The order is raster order, then colours R, G, B inside a pixel. A subclass passes every constructor
     argument on to this one, which keeps them in `config`, and defines `network`.
+
+    Attributes:
+        config: the constructor's arguments, which JSON can hold.
+        channels, levels, classes, head: what the model is a distribution of.
+        shape: (C, H, W) of the images that it was trained on, or None; saved with it.
+        class_names: the names of the classes, or empty; saved with it.
     """
 
     registry: ClassVar[dict[str, type[AutoregressiveModel]]] = {}
@@ -37,11 +44,15 @@ class AutoregressiveModel(nn.Module):
         name = type(self).__name__
         counts = {"channels": channels, "levels": levels, "classes": 1 if classes is None else classes}
         for key, value in (counts | config).items():
-            if isinstance(value, int) and value < 1:
+            if not isinstance(value, int):
+                raise TypeError(f"[{name}] {key} must be an integer, got {value!r}")
+            if value < 1:
                 raise ValueError(f"[{name}] {key} must be at least 1, got {value}")
         self.channels, self.levels, self.classes = channels, levels, classes
         self.head = heads.make_head(head, levels)
         self.config = {"channels": channels, "levels": levels, **config, "classes": classes, "head": head}
+        self.shape: tuple[int, int, int] | None = None
+        self.class_names: tuple[str, ...] = ()
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images x, float (N, C, H, W) in [-1, 1]."""
@@ -95,9 +106,16 @@ class AutoregressiveModel(nn.Module):
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"model": type(self).__name__, "config": self.config}
-        write_atomically(folder / WEIGHTS, save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}))
-        write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        config: dict[str, Any] = {"model": type(self).__name__, "config": self.config}
+        if self.shape is not None:
+            config["shape"] = list(self.shape)
+        if self.class_names:
+            config["class_names"] = list(self.class_names)
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(weights, temporary)
+        with replacing(folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _check(self, images: Tensor, labels: Tensor | None, where: str) -> None:
         if images.dtype not in (torch.uint8, torch.int64):
@@ -116,14 +134,16 @@ class AutoregressiveModel(nn.Module):
         if labels.dtype != torch.int64:
             raise ValueError(f"[{where}] labels must be int64, got {labels.dtype}")
         if labels.shape != images.shape[:1]:
-            raise ValueError(f"[{where}] labels must have shape ({images.shape[0]},), got {tuple(labels.shape)}")
+            raise ValueError(
+                f"[{where}] labels must have shape ({images.shape[0]},), got {tuple(labels.shape)}"
+            )
 
 
 class MaskedConv2d(nn.Module):
     """A convolution of which only the taps that the mask allows are live.
 
-    The input is padded with zeros by `pad` (left, right, top, bottom; negative values crop), so a kernel holds
-    only the rows and columns that are not wholly dead. `mask` is None where every tap is live.
+    The input is padded with zeros by `pad` (left, right, top, bottom; negative values crop), so a kernel
+    holds only the rows and columns that are not wholly dead. `mask` is None where every tap is live.
     """
 
     mask: Tensor | None
@@ -159,8 +179,8 @@ class MaskedConv2d(nn.Module):
 def colour_mask(outputs: int, inputs: int, channels: int, *, strict: bool, halves: int = 1) -> Tensor:
     """Say which inputs of its own pixel each output may read: bool (outputs, inputs, 1, 1).
 
-    Channel i of n belongs to colour (i * channels) // n, in each of the `halves` of the outputs. An output reads
-    the inputs of earlier colours (mask A, `strict`) or of earlier colours and its own (mask B).
+    Channel i of n belongs to colour (i * channels) // n, in each of the `halves` of the outputs. An output
+    reads the inputs of earlier colours (mask A, `strict`) or of earlier colours and its own (mask B).
     Van den Oord et al. 2016a, section 3.3 and figure 2.
     """
     half = outputs // halves
@@ -207,7 +227,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"[load] {path} is truncated or no safetensors file ({error})") from error
     wanted = model.state_dict()
-    for what, names in (("lacks", wanted.keys() - weights.keys()), ("has unexpected", weights.keys() - wanted.keys())):
+    for what, names in (
+        ("lacks", wanted.keys() - weights.keys()),
+        ("has unexpected", weights.keys() - wanted.keys()),
+    ):
         if names:
             shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(f"[load] {path} {what} {shown}: it is not of this model")
@@ -220,32 +243,29 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, meets the old content or the new, never a part of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _model_from(path: Path) -> AutoregressiveModel:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         name, config = content["model"], content["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"[load] {path} is not a model's config ({type(error).__name__}: {error})") from error
+        shape, class_names = content.get("shape"), content.get("class_names", [])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"[load] {path} is not a model's config ({type(error).__name__}: {error})"
+        ) from error
     if name not in AutoregressiveModel.registry:
         known = ", ".join(sorted(AutoregressiveModel.registry))
         raise ValueError(f"[load] {path}: unknown model {name!r}; known are {known}")
     try:
-        return AutoregressiveModel.registry[name](**config)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are thrown away
+            model = AutoregressiveModel.registry[name](**config)
     except TypeError as error:
         raise ValueError(f"[load] {path}: {error}") from error
+    if shape is not None:
+        if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
+            raise ValueError(f"[load] {path}: shape must be 3 numbers, got {shape!r}")
+        model.shape = tuple(shape)  # type: ignore[assignment]
+    model.class_names = tuple(map(str, class_names))
+    return model
 
 
 def _check_range(where: str, what: str, values: Tensor, limit: int) -> None:

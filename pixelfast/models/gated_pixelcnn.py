@@ -43,18 +43,28 @@ class GatedPixelCNN(AutoregressiveModel):
         head: str = "categorical",
     ) -> None:
         super().__init__(
-            channels=channels, levels=levels, hidden=hidden, layers=layers, kernel=kernel, classes=classes, head=head
+            channels=channels,
+            levels=levels,
+            hidden=hidden,
+            layers=layers,
+            kernel=kernel,
+            classes=classes,
+            head=head,
         )
         check_kernel("GatedPixelCNN", kernel)
         check_hidden("GatedPixelCNN", hidden, channels)
         self.layers = nn.ModuleList(
-            _Layer(channels, hidden, kernel if i == 0 else None, classes, gain=1.0 if i == 0 else layers**-0.5)
+            _Layer(
+                channels, hidden, kernel if i == 0 else None, classes, gain=1.0 if i == 0 else layers**-0.5
+            )
             for i in range(layers)
         )
         same = colour_mask(hidden, hidden, channels, strict=False)
         self.mix = MaskedConv2d(hidden, hidden, mask=same, gain=2**0.5)
         outputs = self.head.outputs(channels)
-        self.last = MaskedConv2d(hidden, outputs, mask=colour_mask(outputs, hidden, channels, strict=False), gain=0.1)
+        self.last = MaskedConv2d(
+            hidden, outputs, mask=colour_mask(outputs, hidden, channels, strict=False), gain=0.1
+        )
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images."""
@@ -68,9 +78,11 @@ class GatedPixelCNN(AutoregressiveModel):
 
 
 class _Layer(nn.Module):
-    """One gated layer, figure 2 of the paper. `kernel` is given for the first layer, which reads the image."""
+    """One gated layer, figure 2 of the paper. The first has a `kernel`, as it reads the image."""
 
-    def __init__(self, channels: int, hidden: int, kernel: int | None, classes: int | None, gain: float) -> None:
+    def __init__(
+        self, channels: int, hidden: int, kernel: int | None, classes: int | None, gain: float
+    ) -> None:
         super().__init__()
         inputs = hidden if kernel is None else channels
         wide = 2 * hidden
@@ -94,11 +106,17 @@ class _Layer(nn.Module):
         # No bias: so it may run before the shift, on maps that are not padded.
         self.link = MaskedConv2d(wide, wide, bias=False, gain=0.5**0.5)
         self.out = MaskedConv2d(
-            hidden, hidden, mask=colour_mask(hidden, hidden, channels, strict=False), gain=gain * _GATE_POWER**-0.5
+            hidden,
+            hidden,
+            mask=colour_mask(hidden, hidden, channels, strict=False),
+            gain=gain * _GATE_POWER**-0.5,
         )
         self.embed_vertical = self.embed_horizontal = None
         if classes:
-            self.embed_vertical, self.embed_horizontal = nn.Embedding(classes, wide), nn.Embedding(classes, wide)
+            self.embed_vertical, self.embed_horizontal = (
+                nn.Embedding(classes, wide),
+                nn.Embedding(classes, wide),
+            )
             nn.init.normal_(self.embed_vertical.weight, std=0.1)
             nn.init.normal_(self.embed_horizontal.weight, std=0.1)
 

@@ -40,7 +40,13 @@ class PixelCNN(AutoregressiveModel):
         head: str = "categorical",
     ) -> None:
         super().__init__(
-            channels=channels, levels=levels, hidden=hidden, layers=layers, kernel=kernel, classes=classes, head=head
+            channels=channels,
+            levels=levels,
+            hidden=hidden,
+            layers=layers,
+            kernel=kernel,
+            classes=classes,
+            head=head,
         )
         check_kernel("PixelCNN", kernel)
         check_hidden("PixelCNN", hidden, channels)
@@ -50,12 +56,14 @@ class PixelCNN(AutoregressiveModel):
         self.layers = nn.ModuleList(
             _raster_conv(hidden, hidden, 3, same, gain=(2 / layers) ** 0.5) for _ in range(layers)
         )
-        widths = [hidden] * (layers + 1)
-        self.embeddings = nn.ModuleList(nn.Embedding(classes, n) for n in widths) if classes else None
+        embeddings = [nn.Embedding(classes, hidden) for _ in range(layers + 1)] if classes else []
+        self.embeddings = nn.ModuleList(embeddings)
         self.mix = MaskedConv2d(hidden, hidden, mask=same, gain=2**0.5)
         outputs = self.head.outputs(channels)
-        self.last = MaskedConv2d(hidden, outputs, mask=colour_mask(outputs, hidden, channels, strict=False), gain=0.1)
-        for embedding in self.embeddings or []:
+        self.last = MaskedConv2d(
+            hidden, outputs, mask=colour_mask(outputs, hidden, channels, strict=False), gain=0.1
+        )
+        for embedding in embeddings:
             nn.init.normal_(embedding.weight, std=0.1)
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -66,7 +74,7 @@ class PixelCNN(AutoregressiveModel):
         return self.last(torch.relu(self.mix(torch.relu(h))))
 
     def _bias(self, i: int, labels: Tensor | None) -> Tensor | float:
-        if self.embeddings is None:
+        if labels is None:
             return 0.0
         return self.embeddings[i](labels)[:, :, None, None]
 
