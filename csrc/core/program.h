@@ -27,7 +27,11 @@
 //   for each tap, in the order listed, for i in 0..channels-1, k counting on through all taps:
 //     acc = fma(in[stride_y*y + dy, stride_x*x + dx, channel + i], weight[k*product_channels + j], acc)
 // Taps outside the grid take part, with zeros. Without instructions the product is the output.
-// The expression runs per output channel; `product` reads product channel a + j for output channel j.
+// The expression runs per output channel; `product` reads product channel a + j for output channel j, `load`
+// and `splat` read at (y + dy, x + dx): strides are those of the taps. The last instruction is the output.
+//
+// Positions of one launch run in any order: none reads what another of them writes. At its own position an
+// op may load exactly the channels that it writes (in place); its taps may not read them.
 //
 // A head at (y, x): where the pixel is given its level is scored, elsewhere it is drawn (distributions.h).
 // Images are int32 (N, colours, height, width), as are their float32 log-probabilities.
@@ -35,7 +39,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace pixelfast {
@@ -69,5 +72,59 @@ enum class Fn : int32_t {
 #undef PIXELFAST_FN
   count
 };
+
+constexpr int64_t kMaxSide = 1 << 20;  // of grids, channels and offsets in positions, so that sums stay small
+constexpr int64_t kMaxStride = 1 << 10;
+constexpr int64_t kMaxLevels = 1 << 16;
+
+struct Buffer {
+  Space space;
+  int64_t offset;
+  int32_t height, width, channels, rows;
+  int64_t row_stride, col_stride;
+};
+
+struct Tap {
+  int32_t buffer, channel, channels, dy, dx;
+};
+
+struct Instruction {
+  Fn fn;
+  int32_t a, b, c, d;
+};
+
+struct OpRecord {
+  Op op;
+  int32_t colour;                     // of input and heads
+  int32_t buffer, channel, channels;  // that heads read and all others write
+  int32_t table;                      // of input
+  int32_t stride_y, stride_x, product_channels, weight, bias;
+  int64_t depth;  // length of the sum: channels of all taps
+  std::vector<Tap> taps;
+  std::vector<Instruction> instructions;
+};
+
+struct Run {
+  int32_t y, x, n, dy, dx;
+};
+
+struct Launch {
+  int32_t op, first_run, n_runs;
+  int64_t positions;
+};
+
+// A program that has been checked: every index lies in its range, every element in its space.
+struct Program {
+  int32_t colours, height, width, levels;
+  int64_t arena_floats, condition_floats;
+  std::vector<Buffer> buffers;
+  std::vector<OpRecord> ops;
+  std::vector<Run> runs;
+  std::vector<Launch> launches;
+  std::vector<int32_t> step_ends;  // index of the first launch after each step
+};
+
+// Throws std::invalid_argument, naming the part and the word, where anything is out of range.
+Program decode_program(const int32_t* words, int64_t n_words, int64_t n_data);
 
 }  // namespace pixelfast

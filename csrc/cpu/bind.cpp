@@ -1,0 +1,319 @@
+// The Python module pixelfast._cpu. Everything is checked here; pixelfast/runtime.py only forwards.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <cmath>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "core/distributions.h"
+#include "core/philox.h"
+#include "cpu/dispatch.h"
+#include "cpu/runtime.h"
+#include "cpu/threads.h"
+
+namespace py = pybind11;
+
+namespace pixelfast {
+namespace {
+
+[[noreturn]] void fail(const std::string& message) { throw std::invalid_argument(message); }
+
+std::string text(const std::vector<py::ssize_t>& shape) {
+  std::string s = "(";
+  for (const py::ssize_t n : shape) s += (s.size() > 1 ? ", " : "") + std::to_string(n);
+  return s + ")";
+}
+
+std::vector<py::ssize_t> shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
+
+// The elements of an array of exactly this dtype and shape, C-contiguous (and writable where `out`).
+template <class T>
+T* elements(const py::object& object, const std::string& name, const std::vector<py::ssize_t>& shape,
+            bool out = false) {
+  const std::string dtype = py::str(py::dtype::of<T>());
+  if (!py::isinstance<py::array>(object)) fail(name + " must be a numpy array of " + dtype);
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  if (!a.dtype().is(py::dtype::of<T>()) && !a.dtype().equal(py::dtype::of<T>())) {
+    fail(name + " must be of " + dtype + ", got " + std::string(py::str(a.dtype())));
+  }
+  if (shape_of(a) != shape) fail(name + " must have shape " + text(shape) + ", got " + text(shape_of(a)));
+  if (!(a.flags() & py::array::c_style)) fail(name + " must be C-contiguous");
+  if (out && !a.writeable()) fail(name + " must be writable");
+  return static_cast<T*>(const_cast<void*>(a.data()));
+}
+
+py::ssize_t length(const py::object& object, const std::string& name) {
+  if (!py::isinstance<py::array>(object) || py::reinterpret_borrow<py::array>(object).ndim() != 1) {
+    fail(name + " must be a numpy array of one dimension");
+  }
+  return py::reinterpret_borrow<py::array>(object).shape(0);
+}
+
+Sampling sampling_of(double temperature, int64_t top_k, double top_p) {
+  Sampling s;
+  s.inverse_temperature = static_cast<float>(1.0 / temperature);
+  if (!(temperature > 0) || !std::isfinite(s.inverse_temperature) || s.inverse_temperature <= 0) {
+    fail("[sample] temperature must be positive and finite, got " +
+         std::string(py::str(py::float_(temperature))));
+  }
+  if (top_k < 0 || top_k > kMaxLevels) {
+    fail("[sample] top_k must be in [0, " + std::to_string(kMaxLevels) + "], got " + std::to_string(top_k));
+  }
+  if (!(top_p > 0 && top_p <= 1)) {
+    fail("[sample] top_p must be in (0, 1], got " + std::string(py::str(py::float_(top_p))));
+  }
+  s.top_k = static_cast<int>(top_k);
+  s.top_p = top_p;
+  return s;
+}
+
+class CpuProgram {
+ public:
+  CpuProgram(const py::object& words, const py::object& data, const std::optional<std::string>& isa)
+      : engine_(elements<int32_t>(words, "[program] words", {length(words, "[program] words")}),
+                length(words, "[program] words"),
+                elements<float>(data, "[program] data", {length(data, "[program] data")}),
+                length(data, "[program] data"), find_kernels(isa.value_or(""))) {}
+
+  void run(const py::object& images, const py::object& log_prob, const py::object& given,
+           const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
+           int64_t top_k, double top_p, int threads, int chunk, const py::object& progress) {
+    const Program& p = engine_.program();
+    const py::ssize_t n =
+        py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0
+            ? py::reinterpret_borrow<py::array>(images).shape(0)
+            : 0;
+    const std::vector<py::ssize_t> shape = {n, p.colours, p.height, p.width};
+    Request r{};
+    r.n = n;
+    r.images = elements<int32_t>(images, "[sample] images", shape, true);
+    r.log_prob = elements<float>(log_prob, "[sample] log_prob", shape, true);
+    if (py::isinstance<py::bool_>(given)) {
+      r.all_given = given.cast<bool>();
+    } else if (!given.is_none()) {
+      r.given = elements<uint8_t>(given, "[sample] given", shape);
+    }
+    check_levels(r);
+    if (p.condition_floats > 0) {
+      r.conditions = elements<float>(conditions, "[sample] conditions", {n, p.condition_floats});
+    }
+    r.seed = seed;
+    r.first_index = first_index;
+    r.sampling = sampling_of(temperature, top_k, top_p);
+    if (threads < 0 || threads > kMaxThreads) {
+      fail("[sample] threads must be in [0, " + std::to_string(kMaxThreads) + "], got " +
+           std::to_string(threads));
+    }
+    if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
+    r.threads = threads;
+    r.chunk = chunk;
+    const bool reports = !progress.is_none();
+    const auto tick = [&](double fraction) {
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (reports) progress(fraction);
+    };
+    int64_t multiply_adds = 0;
+    {
+      const py::gil_scoped_release no_gil;
+      multiply_adds = engine_.run(r, tick);
+    }
+    last_multiply_adds = multiply_adds;
+    if (reports) progress(1.0);
+  }
+
+  const char* isa() const { return engine_.kernels().name; }
+  int64_t arena_nbytes() const { return engine_.program().arena_floats * 4; }
+  int64_t weights_nbytes() const { return engine_.weights_nbytes(); }
+
+  int64_t last_multiply_adds = 0;
+
+ private:
+  void check_levels(const Request& r) const {
+    if (r.given == nullptr && !r.all_given) return;
+    const Program& p = engine_.program();
+    const int64_t n = r.n * p.colours * p.height * p.width;
+    for (int64_t i = 0; i < n; ++i) {
+      if (r.given != nullptr && r.given[i] == 0) continue;
+      if (r.images[i] < 0 || r.images[i] >= p.levels) {
+        fail("[sample] given levels must be in [0, " + std::to_string(p.levels) + "), got " +
+             std::to_string(r.images[i]) + " in image " + std::to_string(i / (n / r.n)));
+      }
+    }
+  }
+
+  Engine engine_;
+};
+
+py::dict opcodes() {
+  py::dict d;
+#define PIXELFAST_OP(name) d[#name] = static_cast<int>(Op::name);
+#include "core/ops.def"
+#undef PIXELFAST_OP
+  return d;
+}
+
+py::dict functions() {
+  py::dict d;
+#define PIXELFAST_FN(name, arity) d[#name] = py::make_tuple(static_cast<int>(Fn::name), arity);
+#include "core/ops.def"
+#undef PIXELFAST_FN
+  return d;
+}
+
+py::dict constants() {
+  py::dict d;
+#define PIXELFAST_CONSTANT(name) d[#name] = py::int_(static_cast<int64_t>(name));
+  PIXELFAST_CONSTANT(kMagic)
+  PIXELFAST_CONSTANT(kVersion)
+  PIXELFAST_CONSTANT(kStepMark)
+  PIXELFAST_CONSTANT(kHeaderWords)
+  PIXELFAST_CONSTANT(kBufferWords)
+  PIXELFAST_CONSTANT(kTapWords)
+  PIXELFAST_CONSTANT(kInstructionWords)
+  PIXELFAST_CONSTANT(kRunWords)
+  PIXELFAST_CONSTANT(kMaxSide)
+  PIXELFAST_CONSTANT(kMaxStride)
+  PIXELFAST_CONSTANT(kMaxLevels)
+  PIXELFAST_CONSTANT(kMaxThreads)
+  PIXELFAST_CONSTANT(kFrequencyTotal)
+#undef PIXELFAST_CONSTANT
+  d["spaces"] = py::make_tuple("arena", "data", "condition");
+  return d;
+}
+
+// ---- parts of the runtime, for tests and benchmarks
+// --------------------------------------------------------
+
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+py::array_t<float> math(const std::string& name, const std::vector<FloatArray>& x, const std::string& isa) {
+  const Kernels& kernels = find_kernels(isa);
+  const FloatMode mode;
+  if (x.empty() || x.size() > 3) fail("[math] takes one to three arrays");
+  for (const FloatArray& a : x) {
+    if (a.size() != x[0].size()) fail("[math] arrays must have the same size");
+  }
+  py::array_t<float> y(shape_of(x[0]));
+  const py::ssize_t n = x[0].size();
+  if (name == "fma" && x.size() == 3) {
+    kernels.fma(x[0].data(), x[1].data(), x[2].data(), y.mutable_data(), n);
+    return y;
+  }
+#define PIXELFAST_FN(fn, arity)                                        \
+  if (name == #fn && arity == 1 && x.size() == 1)                      \
+    return kernels.unary(Fn::fn, x[0].data(), y.mutable_data(), n), y; \
+  if (name == #fn && arity == 2 && x.size() == 2)                      \
+    return kernels.binary(Fn::fn, x[0].data(), x[1].data(), y.mutable_data(), n), y;
+#include "core/ops.def"
+#undef PIXELFAST_FN
+  fail("[math] there is no function '" + name + "' of " + std::to_string(x.size()) + " arrays");
+}
+
+py::array_t<uint32_t> table(const FloatArray& logits, double temperature, int64_t top_k, double top_p,
+                            const std::string& isa) {
+  if (logits.ndim() != 1 || logits.size() < 1 || logits.size() > kMaxLevels) {
+    fail("[table] logits must be of shape (levels,), 1 to " + std::to_string(kMaxLevels) + " of them");
+  }
+  const FloatMode mode;
+  LevelTable t(find_kernels(isa), static_cast<int>(logits.size()));
+  const Flaw flaw = t.build(logits.data(), sampling_of(temperature, top_k, top_p));
+  if (flaw != Flaw::none) fail(std::string("[sample] the model gave ") + describe(flaw));
+  return py::array_t<uint32_t>(logits.size(), t.frequencies().data());
+}
+
+// The level that a number in [0, 2^31) draws, and for an array of such numbers an array of levels.
+py::array_t<int32_t> draw(const FloatArray& logits, const py::array_t<uint32_t, py::array::c_style>& u,
+                          const std::string& isa) {
+  const FloatMode mode;
+  if (logits.ndim() != 1 || logits.size() < 1 || logits.size() > kMaxLevels)
+    fail("[draw] logits must be (levels,)");
+  LevelTable t(find_kernels(isa), static_cast<int>(logits.size()));
+  const Flaw flaw = t.build(logits.data(), Sampling{});
+  if (flaw != Flaw::none) fail(std::string("[sample] the model gave ") + describe(flaw));
+  py::array_t<int32_t> levels(shape_of(u));
+  for (py::ssize_t i = 0; i < u.size(); ++i) {
+    if (u.data()[i] >= kFrequencyTotal) fail("[draw] u must be below 2^31");
+    levels.mutable_data()[i] = t.draw(u.data()[i]);
+  }
+  return levels;
+}
+
+py::tuple philox_words(uint64_t seed, uint64_t image, uint64_t counter) {
+  const Philox p = philox(seed, image, counter);
+  return py::make_tuple(p.word[0], p.word[1], p.word[2], p.word[3]);
+}
+
+// Multiply-adds per second that `threads` threads reach from registers: the best of many short rounds each.
+double peak(const std::string& isa, int threads, double seconds) {
+  const Kernels& kernels = find_kernels(isa);
+  if (threads < 0 || threads > kMaxThreads)
+    fail("[peak] threads must be in [0, " + std::to_string(kMaxThreads) + "]");
+  if (threads == 0) threads = default_threads();
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> rates(threads);
+  std::atomic<bool> stop{false};
+  const auto body = [&](int index) {
+    alignas(64) float sink[2 + 16] = {0.5f, 0.25f};
+    const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+    for (auto start = Clock::now(); start < end && !stop.load();) {
+      const int64_t done = kernels.peak(20000, sink);
+      const auto now = Clock::now();
+      rates[index] = std::max(rates[index], done / std::chrono::duration<double>(now - start).count());
+      start = now;
+    }
+  };
+  const auto tick = [] {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  };
+  {
+    const py::gil_scoped_release no_gil;
+    run_threads(threads, body, tick, stop);
+  }
+  double sum = 0;
+  for (const double rate : rates) sum += rate;
+  return sum;
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : usable_kernels()) names.push_back(k->name);
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "The cpu runtime of pixelfast.";
+  m.def("opcodes", &opcodes, "Opcodes by name.");
+  m.def("functions", &functions, "(opcode, arity) of the instructions of expressions, by name.");
+  m.def("constants", &constants, "The constants of the program format.");
+  m.def("isas", &isas, "The instruction sets that this machine runs, the best last.");
+  m.def("default_isa", [] { return find_kernels("").name; });
+  m.def("default_threads", &default_threads);
+  m.def("math", &math, py::arg("name"), py::arg("x"), py::arg("isa") = "");
+  m.def("table", &table, py::arg("logits"), py::arg("temperature") = 1.0, py::arg("top_k") = 0,
+        py::arg("top_p") = 1.0, py::arg("isa") = "");
+  m.def("draw", &draw, py::arg("logits"), py::arg("u"), py::arg("isa") = "");
+  m.def("philox", &philox_words, py::arg("seed"), py::arg("image"), py::arg("counter"));
+  m.def("peak", &peak, py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.2);
+  py::class_<CpuProgram>(m, "Program")
+      .def(py::init<const py::object&, const py::object&, const std::optional<std::string>&>(),
+           py::arg("words"), py::arg("data"), py::arg("isa") = py::none())
+      .def("run", &CpuProgram::run, py::kw_only(), py::arg("images"), py::arg("log_prob"),
+           py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
+           py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0, py::arg("threads") = 0, py::arg("chunk") = 0,
+           py::arg("progress") = py::none())
+      .def_property_readonly("isa", &CpuProgram::isa)
+      .def_property_readonly("arena_nbytes", &CpuProgram::arena_nbytes)
+      .def_property_readonly("weights_nbytes", &CpuProgram::weights_nbytes)
+      .def_readonly("last_multiply_adds", &CpuProgram::last_multiply_adds);
+}
+
+}  // namespace pixelfast

@@ -1,0 +1,78 @@
+#include "cpu/heads.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/distributions.h"
+
+namespace pixelfast {
+
+const char* describe(Flaw flaw) {
+  switch (flaw) {
+    case Flaw::nan:
+      return "NaN logits";
+    case Flaw::infinite:
+      return "infinite logits";
+    case Flaw::impossible:
+      return "no level a chance (every logit is -inf)";
+    default:
+      return "";
+  }
+}
+
+LevelTable::LevelTable(const Kernels& kernels, int levels)
+    : kernels_(kernels),
+      levels_(levels),
+      weight_(levels),
+      frequency_(levels),
+      block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {}
+
+// Excludes what top_k and then top_p leave out. Levels rank by descending logit, the lower index first.
+void LevelTable::filter(const float* logits, const Sampling& sampling, Weights& w) {
+  order_.clear();
+  for (int k = 0; k < levels_; ++k) {
+    if (weight_[k] >= 0) order_.push_back(k);
+  }
+  std::sort(order_.begin(), order_.end(),
+            [&](int32_t i, int32_t j) { return logits[i] > logits[j] || (logits[i] == logits[j] && i < j); });
+  size_t keep = order_.size();
+  if (sampling.top_k > 0) keep = std::min<size_t>(keep, sampling.top_k);
+  int64_t total = 0;
+  for (size_t i = 0; i < keep; ++i) total += weight_[order_[i]];
+  if (sampling.top_p < 1.0) {
+    const double enough = sampling.top_p * static_cast<double>(total);
+    size_t i = 0;
+    total = 0;
+    do {
+      total += weight_[order_[i++]];
+    } while (i < keep && static_cast<double>(total) < enough);
+    keep = i;
+  }
+  for (size_t i = keep; i < order_.size(); ++i) weight_[order_[i]] = -1;
+  w.total = total;
+  w.allowed = static_cast<int32_t>(keep);
+}
+
+Flaw LevelTable::build(const float* logits, const Sampling& sampling) {
+  Weights w = kernels_.weights(logits, levels_, sampling.inverse_temperature, weight_.data());
+  if (w.nan) return Flaw::nan;
+  if (std::isinf(w.largest)) return w.largest > 0 ? Flaw::infinite : Flaw::impossible;
+  if (sampling.top_k > 0 || sampling.top_p < 1.0) filter(logits, sampling, w);
+  const double scale = static_cast<double>(kFrequencyTotal - w.allowed) / static_cast<double>(w.total);
+  const int64_t sum =
+      kernels_.frequencies(weight_.data(), levels_, scale, frequency_.data(), block_sums_.data());
+  frequency_[w.argmax] += static_cast<uint32_t>(kFrequencyTotal - sum);
+  block_sums_[w.argmax / kFrequencyBlock] += kFrequencyTotal - sum;
+  return Flaw::none;
+}
+
+int LevelTable::draw(uint32_t u) const {
+  int64_t left = u;  // the frequencies sum to more than u, so both loops end in time
+  size_t block = 0;
+  while (left >= block_sums_[block]) left -= block_sums_[block++];
+  int level = static_cast<int>(block) * kFrequencyBlock;
+  while (left >= frequency_[level]) left -= frequency_[level++];
+  return level;
+}
+
+}  // namespace pixelfast

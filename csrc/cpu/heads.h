@@ -1,0 +1,44 @@
+// From the logits of one pixel to a level: the parts of core/distributions.h that do not loop over lanes.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace pixelfast {
+
+struct Sampling {
+  float inverse_temperature = 1.0f;
+  int top_k = 0;       // 0: all levels
+  double top_p = 1.0;  // 1: all of the mass
+};
+
+// Why logits give no distribution.
+enum class Flaw { none, nan, infinite, impossible };
+
+const char* describe(Flaw flaw);  // to follow "the model gave "
+
+// The integer frequencies of one distribution after another.
+class LevelTable {
+ public:
+  LevelTable(const Kernels& kernels, int levels);
+
+  Flaw build(const float* logits, const Sampling& sampling);
+
+  int draw(uint32_t u) const;  // u < 2^31
+  uint32_t frequency(int level) const { return frequency_[level]; }
+  const std::vector<uint32_t>& frequencies() const { return frequency_; }
+
+ private:
+  void filter(const float* logits, const Sampling& sampling, Weights& w);
+
+  const Kernels& kernels_;
+  int levels_;
+  std::vector<int32_t> weight_;
+  std::vector<int32_t> order_;
+  std::vector<uint32_t> frequency_;
+  std::vector<int64_t> block_sums_;
+};
+
+}  // namespace pixelfast

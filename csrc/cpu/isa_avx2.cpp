@@ -1,0 +1,22 @@
+// AVX2 with FMA.
+#include <immintrin.h>
+
+#include "core/distributions.h"
+#include "core/math.h"
+#include "cpu/kernels.h"
+
+namespace pixelfast {
+namespace {
+#include "cpu/vec_avx2.h"
+
+constexpr int kAccumulators = 12;  // registers for sums
+
+#include "cpu/kernels.inl"
+}  // namespace
+
+const Kernels kAvx2Kernels = {
+    "avx2",      Lanes::kLanes, kPanel, product,      expression, weights,
+    frequencies, unary,         binary, multiply_add, peak,
+};
+
+}  // namespace pixelfast

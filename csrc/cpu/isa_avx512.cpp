@@ -1,0 +1,22 @@
+// AVX-512 F, BW, DQ, VL.
+#include <immintrin.h>
+
+#include "core/distributions.h"
+#include "core/math.h"
+#include "cpu/kernels.h"
+
+namespace pixelfast {
+namespace {
+#include "cpu/vec_avx512.h"
+
+constexpr int kAccumulators = 24;  // registers for sums
+
+#include "cpu/kernels.inl"
+}  // namespace
+
+const Kernels kAvx512Kernels = {
+    "avx512",    Lanes::kLanes, kPanel, product,      expression, weights,
+    frequencies, unary,         binary, multiply_add, peak,
+};
+
+}  // namespace pixelfast

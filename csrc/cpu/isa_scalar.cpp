@@ -1,0 +1,20 @@
+// Plain C++: what every machine can run.
+#include "core/distributions.h"
+#include "core/math.h"
+#include "cpu/kernels.h"
+
+namespace pixelfast {
+namespace {
+#include "cpu/vec_scalar.h"
+
+constexpr int kAccumulators = 24;  // registers for sums
+
+#include "cpu/kernels.inl"
+}  // namespace
+
+const Kernels kScalarKernels = {
+    "scalar",    Lanes::kLanes, kPanel, product,      expression, weights,
+    frequencies, unary,         binary, multiply_add, peak,
+};
+
+}  // namespace pixelfast

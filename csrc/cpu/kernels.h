@@ -1,0 +1,75 @@
+// What an instruction set offers: one table of functions, and the shapes that weights are packed in.
+#pragma once
+
+#include <cstdint>
+
+#include "core/program.h"
+
+namespace pixelfast {
+
+constexpr int kBlockRows = 48;  // rows (an image at a position) that pass through an op together
+constexpr int kGroupRows = 8;   // rows that pass through an expression together
+constexpr int kChunk = 64;      // channels of them
+
+// The product of up to kBlockRows rows with one panel of packed weights.
+struct ProductArgs {
+  const float* const* inputs;   // [n_taps][kBlockRows]
+  const int32_t* tap_channels;  // [n_taps]
+  int n_taps;
+  int rows;
+  const float* weights;   // [depth][vectors * lanes]
+  const float* bias;      // [vectors * lanes]
+  float* const* outputs;  // [rows], all of which have room for `columns` from `column` on
+  int64_t column;
+  int columns;
+};
+
+// One instruction of an expression, made ready to run.
+struct Step {
+  Fn fn;
+  int a, b;       // operands: indices of earlier steps
+  int leaf;       // its index in `leaves` where it reads a row, else -1
+  bool in_place;  // its users read that row where it lies: product, load, vector
+  int slot;       // where its result is kept; -1 in the last step, which writes the output
+  float scalar;
+};
+
+struct ExpressionArgs {
+  const Step* steps;
+  int n_steps;
+  int rows, channels;
+  const float* const* leaves;  // [n_leaves][kBlockRows]
+  float* const* outputs;       // [rows]
+  float* slots;                // [n_slots][kGroupRows][kChunk], initialised
+};
+
+struct Weights {
+  int64_t total;    // sum of the weights of allowed levels
+  int32_t allowed;  // how many levels those are
+  int32_t argmax;   // the first of the largest logits
+  float largest;
+  bool nan;
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  int panel;  // outputs of a full panel
+  void (*product)(const ProductArgs&);
+  void (*expression)(const ExpressionArgs&);
+  // The two loops over levels of core/distributions.h.
+  Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
+  int64_t (*frequencies)(const int32_t* weight, int n, double scale, uint32_t* frequency,
+                         int64_t* block_sums);
+  void (*unary)(Fn fn, const float* x, float* y, int64_t n);
+  void (*binary)(Fn fn, const float* a, const float* b, float* y, int64_t n);
+  void (*fma)(const float* a, const float* b, const float* c, float* y, int64_t n);
+  // Runs `n` rounds of independent multiply-adds in registers; returns how many that were.
+  int64_t (*peak)(int64_t n, float* sink);
+};
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;  // these two are defined where PIXELFAST_X86 is
+extern const Kernels kAvx512Kernels;
+
+}  // namespace pixelfast

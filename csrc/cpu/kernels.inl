@@ -1,0 +1,267 @@
+// The hot loops, written once over `Lanes` and compiled once per instruction set, inside an anonymous
+// namespace. No std templates and no inline functions of external linkage here: the linker keeps one copy of
+// such a symbol for everybody, and it may be the one that uses instructions this machine lacks.
+
+// ---- product ---------------------------------------------------------------------------------------------
+
+// Rows of a register tile that leave room for the weights and a broadcast.
+constexpr int tile_rows(int vectors) { return kAccumulators / vectors < 6 ? kAccumulators / vectors : 6; }
+
+// `kRows` rows times `kVectors` vectors of outputs: each is one chain of multiply-adds, in the order of the
+// taps.
+template <int kRows, int kVectors>
+void product_tile(const ProductArgs& p, int row) {
+  Lanes acc[kRows][kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const Lanes bias = Lanes::load(p.bias + v * Lanes::kLanes);
+    for (int r = 0; r < kRows; ++r) acc[r][v] = bias;
+  }
+  const float* w = p.weights;
+  for (int t = 0; t < p.n_taps; ++t) {
+    const float* in[kRows];
+    for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
+    const int channels = p.tap_channels[t];
+    for (int i = 0; i < channels; ++i) {
+      Lanes weight[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) weight[v] = Lanes::load(w + v * Lanes::kLanes);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r) {
+        const Lanes x = Lanes::set(in[r][i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = Lanes::fma(x, weight[v], acc[r][v]);
+      }
+      w += kVectors * Lanes::kLanes;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float* y = p.outputs[row + r] + p.column;
+    for (int v = 0; v < kVectors - 1; ++v) acc[r][v].store(y + v * Lanes::kLanes);
+    const int done = (kVectors - 1) * Lanes::kLanes;
+    acc[r][kVectors - 1].store(y + done, p.columns - done);
+  }
+}
+
+template <int kVectors>
+void product_panel(const ProductArgs& p) {
+  constexpr int kMost = tile_rows(kVectors);
+  // Tiles of nearly equal height: 8 rows are 4 + 4, since 6 + 2 would leave the second tile starved.
+  const int tiles = (p.rows + kMost - 1) / kMost;
+  int row = 0;
+  for (int t = 0; t < tiles; ++t) {
+    const int rows = (p.rows - row + tiles - t - 1) / (tiles - t);
+    switch (rows) {
+      case 1:
+        product_tile<1, kVectors>(p, row);
+        break;
+      case 2:
+        product_tile<2, kVectors>(p, row);
+        break;
+      case 3:
+        product_tile<3, kVectors>(p, row);
+        break;
+      case 4:
+        product_tile<(kMost >= 4 ? 4 : 1), kVectors>(p, row);
+        break;
+      case 5:
+        product_tile<(kMost >= 5 ? 5 : 1), kVectors>(p, row);
+        break;
+      case 6:
+        product_tile<(kMost >= 6 ? 6 : 1), kVectors>(p, row);
+        break;
+    }
+    row += rows;
+  }
+}
+
+void product(const ProductArgs& p) {
+  switch ((p.columns + Lanes::kLanes - 1) / Lanes::kLanes) {
+    case 1:
+      return product_panel<1>(p);
+    case 2:
+      return product_panel<2>(p);
+    case 3:
+      return product_panel<3>(p);
+    default:
+      return product_panel<4>(p);
+  }
+}
+
+// ---- expressions -----------------------------------------------------------------------------------------
+
+template <class F>
+inline void map1(const float* a, float* y, int64_t n, F f) {
+  int64_t k = 0;
+  for (; k + Lanes::kLanes <= n; k += Lanes::kLanes) f(Lanes::load(a + k)).store(y + k);
+  if (k < n) f(Lanes::load(a + k, static_cast<int>(n - k))).store(y + k, static_cast<int>(n - k));
+}
+
+template <class F>
+inline void map2(const float* a, const float* b, float* y, int64_t n, F f) {
+  int64_t k = 0;
+  for (; k + Lanes::kLanes <= n; k += Lanes::kLanes) f(Lanes::load(a + k), Lanes::load(b + k)).store(y + k);
+  const int rest = static_cast<int>(n - k);
+  if (rest > 0) f(Lanes::load(a + k, rest), Lanes::load(b + k, rest)).store(y + k, rest);
+}
+
+// Calls use(f) with the function on lanes that `fn` names. This switch is all that dispatches at run time.
+template <class Use>
+inline void with_function(Fn fn, Use use) {
+  switch (fn) {
+    case Fn::add:
+      return use.two([](Lanes a, Lanes b) { return a + b; });
+    case Fn::sub:
+      return use.two([](Lanes a, Lanes b) { return a - b; });
+    case Fn::mul:
+      return use.two([](Lanes a, Lanes b) { return a * b; });
+    case Fn::div:
+      return use.two([](Lanes a, Lanes b) { return a / b; });
+    case Fn::min:
+      return use.two([](Lanes a, Lanes b) { return vmin(a, b); });
+    case Fn::max:
+      return use.two([](Lanes a, Lanes b) { return vmax(a, b); });
+    case Fn::neg:
+      return use.one([](Lanes a) { return vneg(a); });
+    case Fn::abs:
+      return use.one([](Lanes a) { return vabs(a); });
+    case Fn::sqrt:
+      return use.one([](Lanes a) { return Lanes::sqrt(a); });
+    case Fn::exp:
+      return use.one([](Lanes a) { return vexp(a); });
+    case Fn::log:
+      return use.one([](Lanes a) { return vlog(a); });
+    case Fn::tanh:
+      return use.one([](Lanes a) { return vtanh(a); });
+    case Fn::sigmoid:
+      return use.one([](Lanes a) { return vsigmoid(a); });
+    case Fn::relu:
+      return use.one([](Lanes a) { return vrelu(a); });
+    case Fn::elu:
+      return use.one([](Lanes a) { return velu(a); });
+    default:
+      return use.one([](Lanes a) { return a; });
+  }
+}
+
+// One step over a group of rows and a chunk of channels.
+struct StepRunner {
+  const ExpressionArgs& e;
+  const Step& step;
+  int row, rows, channel, channels;
+
+  float* slot(const Step& s, int r) const { return e.slots + (s.slot * kGroupRows + r) * kChunk; }
+  float* result(int r) const { return step.slot < 0 ? e.outputs[row + r] + channel : slot(step, r); }
+  const float* leaf(const Step& s, int r) const { return e.leaves[s.leaf * kBlockRows + row + r]; }
+  const float* operand(int index, int r) const {
+    const Step& s = e.steps[index];
+    return s.in_place ? leaf(s, r) + channel : slot(s, r);
+  }
+
+  template <class F>
+  void one(F f) const {
+    for (int r = 0; r < rows; ++r) map1(operand(step.a, r), result(r), channels, f);
+  }
+  template <class F>
+  void two(F f) const {
+    for (int r = 0; r < rows; ++r) map2(operand(step.a, r), operand(step.b, r), result(r), channels, f);
+  }
+  void fill(int r, float value) const {
+    const Lanes x = Lanes::set(value);
+    map1(result(r), result(r), channels, [x](Lanes) { return x; });
+  }
+  void run() const {
+    if (step.fn == Fn::scalar) {
+      for (int r = 0; r < rows; ++r) fill(r, step.scalar);
+    } else if (step.fn == Fn::splat) {
+      for (int r = 0; r < rows; ++r) fill(r, *leaf(step, r));
+    } else if (step.leaf < 0) {
+      with_function(step.fn, *this);
+    } else if (step.slot < 0) {  // the expression is a copy
+      for (int r = 0; r < rows; ++r)
+        map1(leaf(step, r) + channel, result(r), channels, [](Lanes a) { return a; });
+    }
+  }
+};
+
+void expression(const ExpressionArgs& e) {
+  for (int row = 0; row < e.rows; row += kGroupRows) {
+    const int rows = e.rows - row < kGroupRows ? e.rows - row : kGroupRows;
+    for (int channel = 0; channel < e.channels; channel += kChunk) {
+      const int channels = e.channels - channel < kChunk ? e.channels - channel : kChunk;
+      for (int i = 0; i < e.n_steps; ++i) StepRunner{e, e.steps[i], row, rows, channel, channels}.run();
+    }
+  }
+}
+
+struct ArrayRunner {
+  const float* a;
+  const float* b;
+  float* y;
+  int64_t n;
+  template <class F>
+  void one(F f) const {
+    map1(a, y, n, f);
+  }
+  template <class F>
+  void two(F f) const {
+    map2(a, b, y, n, f);
+  }
+};
+
+void unary(Fn fn, const float* x, float* y, int64_t n) { with_function(fn, ArrayRunner{x, x, y, n}); }
+
+void binary(Fn fn, const float* a, const float* b, float* y, int64_t n) {
+  with_function(fn, ArrayRunner{a, b, y, n});
+}
+
+void multiply_add(const float* a, const float* b, const float* c, float* y, int64_t n) {
+  for (int64_t k = 0; k < n; k += Lanes::kLanes) {
+    const int rest = n - k < Lanes::kLanes ? static_cast<int>(n - k) : Lanes::kLanes;
+    Lanes::fma(Lanes::load(a + k, rest), Lanes::load(b + k, rest), Lanes::load(c + k, rest))
+        .store(y + k, rest);
+  }
+}
+
+// ---- heads -----------------------------------------------------------------------------------------------
+
+Weights weights(const float* logits, int n, float inverse_temperature, int32_t* weight) {
+  Weights w{0, 0, 0, 0.0f, false};
+  w.largest = largest_logit<Lanes>(logits, n, &w.nan);
+  if (w.nan || !(w.largest - w.largest == 0.0f)) return w;
+  level_weights<Lanes>(logits, n, w.largest, inverse_temperature, weight);
+  while (logits[w.argmax] != w.largest) ++w.argmax;
+  int64_t total = 0;
+  int32_t allowed = 0;
+  for (int k = 0; k < n; ++k) {
+    total += weight[k] < 0 ? 0 : weight[k];
+    allowed += weight[k] < 0 ? 0 : 1;
+  }
+  w.total = total;
+  w.allowed = allowed;
+  return w;
+}
+
+int64_t frequencies(const int32_t* weight, int n, double scale, uint32_t* frequency, int64_t* block_sums) {
+  return level_frequencies(weight, n, scale, frequency, block_sums);
+}
+
+// ---- the machine's peak ----------------------------------------------------------------------------------
+
+int64_t peak(int64_t n, float* sink) {
+  constexpr int kChains = kAccumulators < 12 ? kAccumulators : 12;
+  Lanes acc[kChains];
+  const Lanes x = Lanes::set(sink[0]), y = Lanes::set(sink[1]);
+#pragma GCC unroll 12
+  for (int i = 0; i < kChains; ++i) acc[i] = Lanes::set(static_cast<float>(i));
+  for (int64_t k = 0; k < n; ++k) {
+#pragma GCC unroll 12
+    for (int i = 0; i < kChains; ++i) acc[i] = Lanes::fma(acc[i], x, y);
+  }
+  Lanes sum = Lanes::set(0.0f);
+#pragma GCC unroll 12
+  for (int i = 0; i < kChains; ++i) sum = sum + acc[i];
+  sum.store(sink + 2);
+  return n * kChains * Lanes::kLanes;
+}
+
+constexpr int kPanel = 4 * Lanes::kLanes;

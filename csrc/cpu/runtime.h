@@ -1,0 +1,100 @@
+// Runs a Program on the processor: weights packed once, then images in chunks, each walked through all steps.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/program.h"
+#include "cpu/heads.h"
+#include "cpu/kernels.h"
+
+namespace pixelfast {
+
+// Zeroed floats on a 64-byte boundary.
+class AlignedFloats {
+ public:
+  explicit AlignedFloats(int64_t n = 0);
+  float* get() const { return aligned_; }
+  int64_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::unique_ptr<void, Free> memory_;
+  float* aligned_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// Up to Kernels::panel output channels of an op's product: weights and bias in the order they are read.
+struct Panel {
+  int64_t weights, bias;  // offsets into the packed weights
+  int column, columns;
+};
+
+// An op, made ready to run.
+struct PackedOp {
+  std::vector<int32_t> tap_channels;
+  std::vector<Panel> panels;
+  std::vector<Step> steps;
+  std::vector<Instruction> leaves;  // those that read a row: what `Step::leaf` counts
+  int n_slots = 0;
+};
+
+struct Request {
+  int32_t* images;       // (n, colours, height, width), in and out
+  float* log_prob;       // likewise, out
+  const uint8_t* given;  // likewise, or null: then `all_given` holds for every pixel
+  bool all_given = false;
+  const float* conditions;  // (n, condition_floats), or null where that is 0
+  int64_t n;
+  uint64_t seed = 0, first_index = 0;
+  Sampling sampling;
+  int threads = 0, chunk = 0;  // 0: as many as is sensible
+};
+
+struct Workspace;
+
+class Engine {
+ public:
+  // Throws std::invalid_argument where the program is not valid.
+  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, const Kernels& kernels);
+  ~Engine();
+
+  // Returns the multiply-adds executed. `progress` is called every 50 ms with the fraction done; what it
+  // throws stops the run and is thrown from here. Throws std::invalid_argument where logits give no
+  // distribution. Several threads may call it at a time.
+  int64_t run(const Request& request, const std::function<void(double)>& progress) const;
+
+  const Program& program() const { return program_; }
+  const Kernels& kernels() const { return kernels_; }
+  int64_t weights_nbytes() const { return packed_.size() * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  friend class Walker;
+
+  void pack(size_t op);
+  int choose_chunk(int64_t n, int threads) const;
+  std::unique_ptr<Workspace> borrow(int images) const;
+
+  const Kernels& kernels_;
+  Program program_;
+  std::vector<float> data_;
+  std::vector<PackedOp> ops_;
+  AlignedFloats packed_;
+  AlignedFloats zeros_;  // what taps outside the grid read
+  int64_t arena_stride_ = 0;
+  double mean_positions_ = 1;  // per launch
+  size_t most_taps_ = 0, most_leaves_ = 0;
+  int64_t most_products_ = 0;
+  int most_slots_ = 0;
+
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<Workspace>> idle_;  // kept: fresh memory costs page faults
+};
+
+}  // namespace pixelfast

@@ -1,0 +1,47 @@
+// Eight lanes of AVX2 with FMA. Included inside an anonymous namespace.
+
+struct IntLanes {
+  __m256i v;
+  static IntLanes set(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  template <int n>
+  IntLanes sra() const {
+    return {_mm256_srai_epi32(v, n)};
+  }
+  template <int n>
+  IntLanes shl() const {
+    return {_mm256_slli_epi32(v, n)};
+  }
+};
+inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline IntLanes operator-(IntLanes a, IntLanes b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline IntLanes operator&(IntLanes a, IntLanes b) { return {_mm256_and_si256(a.v, b.v)}; }
+inline IntLanes operator|(IntLanes a, IntLanes b) { return {_mm256_or_si256(a.v, b.v)}; }
+inline IntLanes operator^(IntLanes a, IntLanes b) { return {_mm256_xor_si256(a.v, b.v)}; }
+
+struct Lanes {
+  using Int = IntLanes;
+  using Mask = __m256;
+  static constexpr int kLanes = 8;
+
+  __m256 v;
+
+  static __m256i first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Lanes set(float x) { return {_mm256_set1_ps(x)}; }
+  static Lanes load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  static Lanes load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  void store(float* p) const { _mm256_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+  static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static Lanes sqrt(Lanes a) { return {_mm256_sqrt_ps(a.v)}; }
+  static Mask lt(Lanes a, Lanes b) { return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ); }
+  static Mask eq(Lanes a, Lanes b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
+  static Lanes select(Mask m, Lanes a, Lanes b) { return {_mm256_blendv_ps(b.v, a.v, m)}; }
+  static Int bits(Lanes a) { return {_mm256_castps_si256(a.v)}; }
+  static Lanes floats(Int a) { return {_mm256_castsi256_ps(a.v)}; }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.v, b.v)}; }

@@ -1,0 +1,47 @@
+// Sixteen lanes of AVX-512 (F, BW, DQ, VL). Included inside an anonymous namespace.
+
+struct IntLanes {
+  __m512i v;
+  static IntLanes set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  template <int n>
+  IntLanes sra() const {
+    return {_mm512_srai_epi32(v, n)};
+  }
+  template <int n>
+  IntLanes shl() const {
+    return {_mm512_slli_epi32(v, n)};
+  }
+};
+inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline IntLanes operator-(IntLanes a, IntLanes b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline IntLanes operator&(IntLanes a, IntLanes b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline IntLanes operator|(IntLanes a, IntLanes b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline IntLanes operator^(IntLanes a, IntLanes b) { return {_mm512_xor_si512(a.v, b.v)}; }
+
+struct Lanes {
+  using Int = IntLanes;
+  using Mask = __mmask16;
+  static constexpr int kLanes = 16;
+
+  __m512 v;
+
+  static __mmask16 first(int n) {
+    return n >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (n > 0 ? n : 0)) - 1);
+  }
+  static Lanes set(float x) { return {_mm512_set1_ps(x)}; }
+  static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static Lanes sqrt(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
+  static Mask lt(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+  static Mask eq(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static Lanes select(Mask m, Lanes a, Lanes b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+  static Int bits(Lanes a) { return {_mm512_castps_si512(a.v)}; }
+  static Lanes floats(Int a) { return {_mm512_castsi512_ps(a.v)}; }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }

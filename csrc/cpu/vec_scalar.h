@@ -1,0 +1,59 @@
+// One lane: the definition that the wide lane types repeat. Included inside an anonymous namespace.
+
+struct IntLanes {
+  int32_t v;
+  static IntLanes set(int32_t x) { return {x}; }
+  template <int n>
+  IntLanes sra() const {
+    return {v >> n};
+  }
+  template <int n>
+  IntLanes shl() const {
+    return {static_cast<int32_t>(static_cast<uint32_t>(v) << n)};
+  }
+};
+inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
+inline IntLanes operator+(IntLanes a, IntLanes b) {
+  return {wrap(static_cast<uint32_t>(a.v) + static_cast<uint32_t>(b.v))};
+}
+inline IntLanes operator-(IntLanes a, IntLanes b) {
+  return {wrap(static_cast<uint32_t>(a.v) - static_cast<uint32_t>(b.v))};
+}
+inline IntLanes operator&(IntLanes a, IntLanes b) { return {a.v & b.v}; }
+inline IntLanes operator|(IntLanes a, IntLanes b) { return {a.v | b.v}; }
+inline IntLanes operator^(IntLanes a, IntLanes b) { return {a.v ^ b.v}; }
+
+struct Lanes {
+  using Int = IntLanes;
+  using Mask = bool;
+  static constexpr int kLanes = 1;
+
+  float v;
+
+  static Lanes set(float x) { return {x}; }
+  static Lanes load(const float* p) { return {*p}; }
+  static Lanes load(const float* p, int n) { return {n > 0 ? *p : 0.0f}; }
+  void store(float* p) const { *p = v; }
+  void store(float* p, int n) const {
+    if (n > 0) *p = v;
+  }
+  static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
+  static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
+  static Mask lt(Lanes a, Lanes b) { return a.v < b.v; }
+  static Mask eq(Lanes a, Lanes b) { return a.v == b.v; }
+  static Lanes select(Mask m, Lanes a, Lanes b) { return m ? a : b; }
+  static Int bits(Lanes a) {
+    Int i;
+    __builtin_memcpy(&i.v, &a.v, 4);
+    return i;
+  }
+  static Lanes floats(Int a) {
+    Lanes f;
+    __builtin_memcpy(&f.v, &a.v, 4);
+    return f;
+  }
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
