@@ -19,6 +19,7 @@ import torch
 import pixelfast
 from pixelfast import _cpu
 from pixelfast._files import replacing
+from pixelfast.doctor import processor
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -44,25 +45,15 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], repeats: int) ->
 
 def machine(threads: int) -> dict[str, Any]:
     """Describe the machine, and measure its fp32 peak with the runtime's own instruction set and threads."""
-    isa = _cpu.isa()
+    isa = _cpu.default_isa()
     return {
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "isa": isa,
         "threads": threads,
-        "peak_flops": _cpu.peak(isa, threads, 0.5),
+        "peak_multiply_adds_per_second": _cpu.peak(isa, threads, 0.5),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def cpu_model() -> str:
-    """Return the name of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def versions() -> dict[str, str]:

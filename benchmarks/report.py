@@ -22,7 +22,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     host, versions = result["machine"], result["versions"]
-    peak = f"{host['peak_flops'] / 1e9:.0f} GFLOP/s"
+    peak = f"{host['peak_multiply_adds_per_second'] / 1e9:.0f} G multiply-adds/s"
     return (
         f"{text}\n\n"
         "Time per image. \\* Extrapolated: the plain loop from timed forward passes, the cached loop from "
