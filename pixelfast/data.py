@@ -305,9 +305,9 @@ def _read_amat(path: Path) -> np.ndarray:
 
 def _load_npz(path: Path, split: str, name: str) -> Dataset:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"[data.load] {path} is truncated or no .npz of plain arrays ({error})") from error
     prefix = ""
     if "images" not in arrays:
