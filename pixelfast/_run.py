@@ -41,8 +41,13 @@ class Run:
         self.steps = arguments["epochs"] * self.per_epoch
         self.device = next(self.model.parameters()).device
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.lr)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(arguments["ema"]))
+        self.average = AveragedModel(self.model, multi_avg_fn=self._average)
         self._schedule()
+
+    def _average(self, averaged: Any, current: Any, count: Tensor | int) -> None:
+        """Average exponentially; over fewer steps in the beginning, to forget the first weights soon."""
+        decay = min(self.record["arguments"]["ema"], (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def batches(self) -> Iterator[np.ndarray]:
         """Yield the indices of each step that is left. An epoch's order depends on (seed, epoch) alone."""

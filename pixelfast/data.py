@@ -219,8 +219,8 @@ def _read(paths: list[Path], name: str, split: str | None) -> Dataset:
         return Dataset(name, _read_amat(paths[0]), None, 2, (), text)
     if stem.endswith(".bin"):
         parts = [_read_cifar(p) for p in paths]
-        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Dataset(name, images, labels, 256, tuple(_CIFAR10.split(",")), text)
+        rows, classes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Dataset(name, rows, classes, 256, tuple(_CIFAR10.split(",")), text)
     images = _read_idx(paths[0])
     if images.ndim not in (3, 4):
         raise ValueError(f"[data.load] {paths[0]} must hold images, got an array of shape {images.shape}")

@@ -70,7 +70,7 @@ def train(
         epochs: passes over the data; they set the learning rate's schedule.
         batch: images per step.
         lr: the highest learning rate.
-        ema: decay of the average of the weights, per step.
+        ema: decay of the average of the weights, per step; at step n at most (1 + n) / (10 + n).
         amp: "bf16" for autocast, "off" for float32, "auto" for bf16 on CUDA and on CPUs with AVX512-BF16
             (there it measured 1.5 times as fast).
         seed: for the order of the images and any randomness of the model.

@@ -263,7 +263,7 @@ def _model_from(path: Path) -> AutoregressiveModel:
     if shape is not None:
         if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)):
             raise ValueError(f"[load] {path}: shape must be 3 numbers, got {shape!r}")
-        model.shape = tuple(shape)  # type: ignore[assignment]
+        model.shape = tuple(shape)
     model.class_names = tuple(map(str, class_names))
     return model
 
