@@ -176,7 +176,7 @@ struct StepRunner {
       for (int r = 0; r < rows; ++r) fill(r, *leaf(step, r));
     } else if (step.leaf < 0) {
       with_function(step.fn, *this);
-    } else if (step.slot < 0) {  // the expression is a copy
+    } else if (!step.in_place) {  // the last step: the expression is a copy
       for (int r = 0; r < rows; ++r)
         map1(leaf(step, r) + channel, result(r), channels, [](Lanes a) { return a; });
     }
