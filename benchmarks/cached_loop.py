@@ -156,7 +156,7 @@ class _CachedPixelCNN:
             (_Column(conv, colours), _Map(n, 1, width, hidden, 0, 0)) for conv in (model.mix, model.last)
         ]
         self.biases = None
-        if model.embeddings is not None:
+        if model.embeddings:
             rows = [embedding(labels).detach() for embedding in model.embeddings]
             self.biases = [[row[:, span] for span in self.spans] for row in rows]
 

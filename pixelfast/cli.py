@@ -114,6 +114,8 @@ def _sample_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from ._files import check_writable
 
     if options.n < 1:
@@ -141,7 +143,7 @@ def _sample(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     images, log_prob = samples.images.numpy(), samples.log_prob.numpy()
     if out.suffix == ".npz":
-        arrays = {"images": images, "log_prob": log_prob}
+        arrays = {"images": images, "log_prob": log_prob, "levels": np.array(model.levels)}
         if labels is not None:
             arrays["labels"] = labels.numpy()
         _save_npz(out, arrays)

@@ -1,0 +1,182 @@
+"""The benchmarks run and verify what they time. No speeds here."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pixelfast import models
+from pixelfast.sampler import compile as compile_model
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the benchmarks are not installed
+
+from benchmarks import cached_loop, harness, report, sampling  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors gain nothing from threads, which wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("kind", [models.PixelCNN, models.GatedPixelCNN])
+@pytest.mark.parametrize(
+    ("channels", "levels", "head", "classes", "kernel"),
+    [
+        (1, 5, "categorical", None, 3),
+        (1, 2, "bernoulli", 4, 5),
+        (3, 5, "categorical", 4, 7),
+        (3, 2, "bernoulli", None, 3),
+    ],
+)
+def test_the_cached_loop_computes_what_the_model_does(kind, channels, levels, head, classes, kernel):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(
+            channels=channels, levels=levels, hidden=7, layers=3, head=head, classes=classes, kernel=kernel
+        )
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        images = torch.randint(0, levels, (3, channels, 6, 5))
+    labels = None if classes is None else torch.tensor([1, 3, 0])
+    with torch.inference_mode():
+        expected = model.network(model.scale(images), labels)
+    torch.testing.assert_close(cached_loop.outputs(model, images, labels), expected, rtol=1e-5, atol=1e-5)
+    drawn = cached_loop.sample(model, 3, 6, 5, labels=labels)
+    assert drawn.shape == images.shape
+    assert drawn.min() >= 0
+    assert drawn.max() < levels
+
+
+def test_the_cached_loop_draws_from_the_model():
+    model = models.GatedPixelCNN(levels=3, hidden=4, layers=2, kernel=3)
+    with torch.no_grad():
+        model.last.weight.zero_()
+        model.last.bias.copy_(torch.tensor([0.0, 50.0, 0.0]))
+    assert (cached_loop.sample(model, 2, 3, 4) == 1).all()
+
+
+def test_the_cached_loop_knows_its_models():
+    with pytest.raises(
+        ValueError, match=r"\[cached\] model must be a PixelCNN or a GatedPixelCNN, got Linear"
+    ):
+        cached_loop.cached(torch.nn.Linear(1, 1), 1, 2, 2)
+
+
+def test_interleaved_takes_medians_in_turn():
+    calls = []
+
+    def contestant(name, figures):
+        found = iter(figures)
+
+        def measure():
+            calls.append(name)
+            return next(found)
+
+        return measure
+
+    medians = harness.interleaved({"a": contestant("a", [9, 1, 5, 2]), "b": contestant("b", [9, 4, 3, 8])}, 3)
+    assert medians == {"a": 2, "b": 4}  # the first of each warms up
+    assert "".join(calls) == "abababab"
+    assert harness.interleaved({"a": contestant("a", [7])}, 1) == {"a": 7}
+    with pytest.raises(ValueError, match=r"\[interleaved\] repeats must be at least 1, got 0"):
+        harness.interleaved({}, 0)
+
+
+def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
+    cases = (
+        sampling.Case(models.PixelCNN, 1, 5, 8, 1, levels=4),
+        sampling.Case(models.GatedPixelCNN, 3, 4, 6, 1, levels=4),
+    )
+    monkeypatch.setattr(sampling, "CASES", cases)
+    monkeypatch.setattr(sampling, "BATCHES", (1, 2))
+    parser = sampling.argparse.ArgumentParser()
+    sampling.add_arguments(parser)
+    out = tmp_path / "record.json"
+    sampling.run(parser.parse_args(["--repeats", "1", "--threads", "1", "--out", str(out)]))
+    record = json.loads(out.read_text())
+    assert [(row["model"], row["batch"]) for row in record["rows"]] == [
+        ("PixelCNN 5x5x1 C8 L1", 1),
+        ("PixelCNN 5x5x1 C8 L1", 2),
+        ("GatedPixelCNN 4x4x3 C6 L1", 1),
+        ("GatedPixelCNN 4x4x3 C6 L1", 2),
+    ]
+    for row in record["rows"]:
+        assert set(row["seconds_per_image"]) == {"pixelfast", "cached", "plain"}
+        assert all(value > 0 for value in row["seconds_per_image"].values())
+        assert row["multiply_adds_per_image"] > 0
+    assert record["machine"]["peak_multiply_adds_per_second"] > 0
+    assert set(record["versions"]) == {"pixelfast", "python", "torch", "numpy"}
+    assert "GatedPixelCNN 4x4x3 C6 L1" in capsys.readouterr().out
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- speeds: begin -->\nold\n<!-- speeds: end -->\nafter\n")
+    parser = sampling.argparse.ArgumentParser()
+    report.add_arguments(parser)
+    report.run(parser.parse_args([str(out)]))
+    table = capsys.readouterr().out
+    assert table.count("\n| ") == 5  # the rule and four rows, after the head
+    report.run(parser.parse_args([str(out), "--into", str(page)]))
+    assert page.read_text() == f"before\n<!-- speeds: begin -->\n{table}<!-- speeds: end -->\nafter\n"
+
+
+def test_an_unwritable_record_is_found_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "CASES", None)
+    parser = sampling.argparse.ArgumentParser()
+    sampling.add_arguments(parser)
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        sampling.run(parser.parse_args(["--out", str(tmp_path / "absent" / "record.json")]))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ("scoring", "sampling and scoring differ"),
+        ("model", "the engine's log probabilities differ from the model's"),
+        ("cached", "the cached loop's outputs differ from the model's"),
+    ],
+)
+def test_verify_refuses_what_is_wrong(spoiled, message, monkeypatch):
+    model = sampling.Case(models.PixelCNN, 1, 4, 8, 1, levels=4).model()
+    sampler = compile_model(model, shape=(1, 4, 4))
+    sampling.verify(model, sampler)
+    if spoiled == "scoring":
+        monkeypatch.setattr(sampler, "log_prob", lambda images: torch.zeros(len(images)))
+    elif spoiled == "model":
+        model.last.bias.data[0] += 3.0
+    else:
+        monkeypatch.setattr(cached_loop, "outputs", lambda model, images: torch.zeros(2, 4, 4, 4))
+    with pytest.raises(ValueError, match=message):
+        sampling.verify(model, sampler)
+
+
+def test_report_wants_markers():
+    with pytest.raises(ValueError, match=r"\[report\] there are no markers <!-- speeds: begin --> and"):
+        report.insert("no markers here", "table")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (90.0, "90 s"), (150.0, "2.5 min")]
+)
+def test_duration(seconds, text):
+    assert sampling.duration(seconds) == text
+
+
+def test_the_readme_has_markers_for_the_table():
+    assert report.insert((ROOT / "README.md").read_text(encoding="utf-8"), "")
+
+
+def test_the_command_lists_its_questions():
+    argv = [sys.executable, "-m", "benchmarks", "--help"]
+    found = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0
+    assert re.search(r"sampling\s+How long does an image take\?", found.stdout)
+    assert re.search(r"report\s+Write the tables", found.stdout)
