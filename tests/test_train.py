@@ -144,6 +144,22 @@ def test_without_labels(stripes, tmp_path):
     train(new_model(classes=None), stripes, out=tmp_path, **(OPTIONS | {"epochs": 1}))
 
 
+def test_grids_of_samples(stripes, tmp_path):
+    options = OPTIONS | {"epochs": 2, "sample_every": 2}
+    train(new_model(), stripes, out=tmp_path, **options)
+    assert [p.name for p in (tmp_path / "samples").iterdir()] == ["epoch-0002.png"]
+    with Image.open(tmp_path / "samples" / "epoch-0002.png") as picture:
+        assert picture.width == picture.height
+
+
+def test_a_grid_that_fails_does_not_end_the_training(stripes, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pixelfast.viz.save_grid", lambda *args, **options: 1 / 0)
+    options = OPTIONS | {"epochs": 1, "sample_every": 1, "progress": True}
+    train(new_model(), stripes, out=tmp_path, **options)
+    assert "no samples written: division by zero" in "".join(capsys.readouterr())
+    assert json.loads((tmp_path / "train.json").read_text())["finished"]
+
+
 def test_saving_that_fails_keeps_the_old_checkpoint(stripes, tmp_path, monkeypatch):
     train(new_model(), stripes, out=tmp_path, max_minutes=0, **OPTIONS)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}

@@ -68,15 +68,13 @@ class PixelCNN(AutoregressiveModel):
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images."""
-        h = self.first(x) + self._bias(0, labels)
-        for i, layer in enumerate(self.layers):
-            h = h + (layer(torch.relu(h)) + self._bias(i + 1, labels))
+        h = self._conditioned(self.first(x), 0, labels)
+        for i, layer in enumerate(self.layers, start=1):
+            h = h + self._conditioned(layer(torch.relu(h)), i, labels)
         return self.last(torch.relu(self.mix(torch.relu(h))))
 
-    def _bias(self, i: int, labels: Tensor | None) -> Tensor | float:
-        if labels is None:
-            return 0.0
-        return self.embeddings[i](labels)[:, :, None, None]
+    def _conditioned(self, x: Tensor, i: int, labels: Tensor | None) -> Tensor:
+        return x if labels is None else x + self.embeddings[i](labels)[:, :, None, None]
 
 
 def _raster_conv(inputs: int, outputs: int, kernel: int, centre: Tensor, gain: float = 1.0) -> MaskedConv2d:
