@@ -61,8 +61,8 @@ def grid(
     if titles is not None and len(titles) != rows:
         raise ValueError(f"[grid] there must be one title per row (={rows}), got {len(titles)}")
 
-    pixels = (array.astype(np.int64) * 255 * 2 + levels - 1) // (2 * (levels - 1))  # rounded to nearest
-    pixels = np.broadcast_to(pixels.astype(np.uint8), (n, 3, height, width)).transpose(0, 2, 3, 1)
+    shades = (array.astype(np.int64) * 255 * 2 + levels - 1) // (2 * (levels - 1))  # rounded to nearest
+    pixels = np.broadcast_to(shades.astype(np.uint8), (n, 3, height, width)).transpose(0, 2, 3, 1)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
     font = ImageFont.load_default(_FONT_SIZE)
