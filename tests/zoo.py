@@ -1,0 +1,197 @@
+"""Models that the tests of the compiler and of the runtimes share, captured once each."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pixelfast as pf
+from pixelfast import _cpu, reference
+from pixelfast import schedule as S
+from pixelfast.sampler import _schedule
+
+# How far an image's log-probability may lie from the model's own, evaluated in float64.
+TOLERANCE = {
+    ("reference", "float32"): {"rtol": 1e-5, "atol": 1e-4},
+    ("cpu", "float32"): {"rtol": 1e-5, "atol": 1e-4},
+}
+
+ISAS = [
+    pytest.param(isa, marks=pytest.mark.skipif(isa not in _cpu.isas(), reason=f"this machine has no {isa}"))
+    for isa in ("scalar", "avx2", "avx512")
+]
+ORDERS = ("raster", "wavefront")
+
+
+def loud(
+    module: nn.Module, last: nn.Module, shape: tuple[int, int, int], *, spread: float = 2.0
+) -> nn.Module:
+    """Draw all biases anew, and scale the last layer so that the logits' standard deviation is `spread`."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if name.endswith("bias"):
+                p.copy_(0.5 * torch.randn(p.shape, generator=generator))
+        images = torch.randint(0, module.head.levels, (8, *shape), generator=generator)
+        logits = module(images, **labels_of(module, 8))
+        last.weight.mul_(spread / max(logits.std().item(), 0.1))
+    return module.eval()
+
+
+def labels_of(module: nn.Module, n: int, first: int = 0) -> dict[str, Tensor]:
+    """What `module` and its sampler take besides images: labels for images first .. first+n-1."""
+    classes = getattr(module, "classes", None)
+    return {"labels": torch.arange(first, first + n) % classes} if classes else {}
+
+
+class Case:
+    """A module, captured once, and its samplers for every order, backend and instruction set."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, int, int]):
+        self.module, self.shape = module, shape
+        self._samplers: dict[tuple, pf.Sampler] = {}
+
+    @functools.cached_property
+    def _captured(self) -> pf.Sampler:
+        return pf.compile(self.module, shape=self.shape, order="raster", backend="reference")
+
+    @property
+    def plan(self) -> Any:
+        """Split and pruned, not yet fused."""
+        return self._captured._plan
+
+    def sampler(self, order: str = "raster", backend: str = "cpu", isa: str | None = None) -> pf.Sampler:
+        key = order, backend, isa
+        if key not in self._samplers:
+            self._samplers[key] = recompile(self._captured, self.order(order), backend=backend, isa=isa)
+        return self._samplers[key]
+
+    def order(self, name: str) -> S.Order:
+        if name == "raster":
+            return S.raster(self.shape)
+        return S.wavefront(self.shape, S.find_skew(self.plan))
+
+    def labels(self, n: int, first: int = 0) -> dict[str, Tensor]:
+        return labels_of(self.module, n, first)
+
+    def exact_log_prob(self, images: Tensor, first: int = 0) -> Tensor:
+        """float64 (N,): the module's own, teacher-forced."""
+        double = copy.deepcopy(self.module).double()
+        labels = self.labels(len(images), first)
+        with torch.no_grad():
+            return self.module.head.log_prob(double(images.long(), **labels), images)
+
+
+def recompile(
+    sampler: pf.Sampler, order: S.Order, *, backend: str = "cpu", isa: str | None = None
+) -> pf.Sampler:
+    """A sampler of the same captured model, without capturing it again."""
+    return pf.Sampler(
+        sampler._plan,
+        _schedule(sampler._plan, order),
+        conditioner=sampler._conditioner,
+        conditions=sampler._conditions,
+        classes=sampler._classes,
+        backend=backend,
+        isa=isa,
+    )
+
+
+def logits_of(sampler: pf.Sampler, images: Tensor, **labels: Any) -> np.ndarray:
+    """float32 (N, C, H, W, parameters): what the heads read while the reference runtime scores the images."""
+    runtime = recompile(sampler, S.known(sampler.shape), backend="reference")
+    seen: dict[tuple, np.ndarray] = {}
+    plain = reference._Image.head
+
+    def head(self: Any, op: Any, y: int, x: int) -> None:
+        count = 1 if op.name == "bernoulli" else self.owner.decoded.levels
+        read = self.read(op.fields["buffer"], op.fields["channel"], count, y, x)
+        seen[self.index, op.fields["colour"], y, x] = read.copy()
+        plain(self, op, y, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference._Image, "head", head)
+        runtime.log_prob(images, **labels)
+    return np.stack([seen[i] for i in np.ndindex(len(images), *sampler.shape)]).reshape(*images.shape, -1)
+
+
+# --- models of the package ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model of `pixelfast.models` by the arguments that matter."""
+
+    kind: str
+    shape: tuple[int, int, int]
+    levels: int
+    head: str = "categorical"
+    classes: int | None = None
+    kernel: int = 3
+    layers: int = 2
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"{self.kind}-{size}-{self.head[:3]}{self.levels}" + ("-labels" if self.classes else "")
+
+
+SPECS = [
+    Spec("PixelCNN", (1, 5, 7), 2),
+    Spec("PixelCNN", (1, 6, 1), 2, "bernoulli", kernel=5),
+    Spec("PixelCNN", (1, 1, 6), 256),
+    Spec("PixelCNN", (3, 5, 7), 4, classes=3),
+    Spec("PixelCNN", (3, 1, 1), 256, classes=3),
+    Spec("PixelCNN", (1, 1, 1), 2, "bernoulli"),
+    Spec("GatedPixelCNN", (1, 5, 7), 2, "bernoulli", kernel=5, layers=3),
+    Spec("GatedPixelCNN", (1, 6, 1), 256, classes=3),
+    Spec("GatedPixelCNN", (1, 1, 1), 4),
+    Spec("GatedPixelCNN", (3, 5, 7), 4, classes=3),
+    Spec("GatedPixelCNN", (3, 1, 6), 2, "bernoulli"),
+    Spec("GatedPixelCNN", (3, 6, 1), 2, kernel=5),
+]
+
+
+@functools.cache
+def case_of(spec: Spec) -> Case:
+    torch.manual_seed(0)
+    model = getattr(pf.models, spec.kind)(
+        channels=spec.shape[0],
+        levels=spec.levels,
+        hidden=6,
+        layers=spec.layers,
+        kernel=spec.kernel,
+        classes=spec.classes,
+        head=spec.head,
+    )
+    return Case(loud(model, model.last, spec.shape), spec.shape)
+
+
+def dependence(case: Case) -> np.ndarray:
+    """bool (D, D), sub-pixels as (c, y, x) flattened: whether the first's distribution depends on the second.
+
+    Found by changing one sub-pixel of several random images at a time, in float64.
+    """
+    double = copy.deepcopy(case.module).double()
+    count = math.prod(case.shape)
+    found = np.zeros((count, count), bool)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(8):
+        image = torch.randint(0, case.module.levels, case.shape, generator=generator)
+        batch = image.repeat(count + 1, 1, 1, 1)
+        flat = batch.view(count + 1, -1)
+        index = torch.arange(count)
+        flat[index, index] = (flat[index, index] + 1) % case.module.levels
+        with torch.no_grad():
+            labels = {k: v[:1].expand(count + 1) for k, v in case.labels(1).items()}
+            logits = case.module.head.logits(double(batch, **labels))
+        logits = logits - logits[:, :1]  # what the distribution depends on
+        found |= (logits[:-1] != logits[-1:]).any(1).flatten(1).T.numpy()
+    return found
