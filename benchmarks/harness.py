@@ -43,6 +43,14 @@ def interleaved(contestants: Mapping[str, Callable[[], float]], repeats: int) ->
     return {name: statistics.median(found[1:] or found) for name, found in figures.items()}
 
 
+def load() -> float:
+    """Return how many other processes want a core now, and say so if it is enough to spoil a measurement."""
+    found = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if found > 0.5:
+        print(f"warning: the machine is busy (load {found:.1f}); the loops in PyTorch suffer most from that")
+    return round(found, 2)
+
+
 def machine(threads: int) -> dict[str, Any]:
     """Describe the machine, and measure its fp32 peak with the runtime's own instruction set and threads."""
     isa = _cpu.default_isa()
@@ -52,7 +60,6 @@ def machine(threads: int) -> dict[str, Any]:
         "isa": isa,
         "threads": threads,
         "peak_multiply_adds_per_second": _cpu.peak(isa, threads, 0.5),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -79,12 +86,13 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 
-def record(question: str, threads: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the JSON record of a run."""
+def record(question: str, threads: int, busy: float, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the JSON record of a run. `busy` is what `load` gave before it."""
     return {
         "question": question,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
+        "load_before": busy,
         "machine": machine(threads),
         "versions": versions(),
         "rows": list(rows),

@@ -23,13 +23,16 @@ def markdown(result: Mapping[str, Any]) -> str:
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     host, versions = result["machine"], result["versions"]
     peak = f"{host['peak_multiply_adds_per_second'] / 1e9:.0f} G multiply-adds/s"
+    busy = (
+        f", while the machine was busy (load {result['load_before']})" if result["load_before"] > 0.5 else ""
+    )
     return (
         f"{text}\n\n"
         "Time per image. \\* Extrapolated: the plain loop from timed forward passes, the cached loop from "
         "timed rows.\n"
         f"Measured {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, "
         f"{host['threads']} threads, {host['isa']}, whose fp32 peak was measured at {peak}; "
-        f"torch {versions['torch']}, Python {versions['python']}.\n"
+        f"torch {versions['torch']}, Python {versions['python']}{busy}.\n"
     )
 
 

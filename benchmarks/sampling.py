@@ -168,6 +168,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print a table, and write the record."""
     if options.out is not None:
         check_writable(options.out)
+    busy = harness.load()
     torch.set_num_threads(options.threads)
     cases = [case for case in CASES if not options.quick or case.channels == 1]
     batches = BATCHES[:2] if options.quick else BATCHES
@@ -181,7 +182,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             )
             print(f"{row['model']}, batch {row['batch']}: {figures} per image", flush=True)
         rows += found
-    result = harness.record("sampling", options.threads, rows)
+    result = harness.record("sampling", options.threads, busy, rows)
     host = result["machine"]
     peak = f"fp32 peak {host['peak_multiply_adds_per_second'] / 1e9:.0f} GMAC/s"
     print(f"\n{host['cpu']}, {host['isa']}, {host['threads']} threads, {peak}")

@@ -51,5 +51,5 @@ def run(out: str | os.PathLike[str], *, seed: int = 0, threads: int | None = Non
     step, loop = plain.seconds(model, (n, *model.shape), labels, passes)
     print(
         f"the plain PyTorch loop, one forward pass per pixel, would take {loop:.0f} s on this machine, "
-        f"{loop / drawn:.0f} times as long (extrapolated from {passes} timed passes of {step:.2f} s)"
+        f"{loop / drawn:.0f} times as long (extrapolated from the fastest of {passes} passes, {step:.2f} s)"
     )

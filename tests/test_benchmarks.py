@@ -113,6 +113,7 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
         assert set(row["seconds_per_image"]) == {"pixelfast", "cached", "plain"}
         assert all(value > 0 for value in row["seconds_per_image"].values())
         assert row["multiply_adds_per_image"] > 0
+    assert record["load_before"] >= 0
     assert record["machine"]["peak_multiply_adds_per_second"] > 0
     assert set(record["versions"]) == {"pixelfast", "python", "torch", "numpy"}
     assert "GatedPixelCNN 4x4x3 C6 L1" in capsys.readouterr().out
@@ -126,6 +127,15 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
     assert table.count("\n| ") == 5  # the rule and four rows, after the head
     report.run(parser.parse_args([str(out), "--into", str(page)]))
     assert page.read_text() == f"before\n<!-- speeds: begin -->\n{table}<!-- speeds: end -->\nafter\n"
+
+
+def test_a_busy_machine_is_noted(monkeypatch, capsys):
+    monkeypatch.setattr(harness.os, "getloadavg", lambda: (3.14159, 0.0, 0.0), raising=False)
+    assert harness.load() == 3.14
+    assert "warning: the machine is busy (load 3.1)" in capsys.readouterr().out
+    monkeypatch.setattr(harness.os, "getloadavg", lambda: (0.1, 0.0, 0.0), raising=False)
+    assert harness.load() == 0.1
+    assert capsys.readouterr().out == ""
 
 
 def test_an_unwritable_record_is_found_before_the_work(tmp_path, monkeypatch):

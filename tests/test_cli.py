@@ -309,7 +309,7 @@ def test_demo_draws_a_titled_grid_and_says_how_fast(monkeypatch, tmp_path, capsy
     assert re.search(r"64 images of 5x6 in [\d.]+ s, [\d.]+ images/s: \d+ steps", out)
     assert f"picture: {path}" in out
     assert re.search(
-        r"plain PyTorch loop, .* would take [\d.]+ m?s .* \(extrapolated from 3 timed passes", out
+        r"plain PyTorch loop, .* would take [\d.]+ m?s .* \(extrapolated from the fastest of 3 passes", out
     )
     assert "64/64" in err
 
