@@ -80,9 +80,7 @@ def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
                 ring = schedule.rings[home]
                 seen.add(home)
         if isinstance(op, ConvOp):
-            live = {m for _, m in plan.live_taps(op)}
-            weights = schedule.multiply_adds_of(i) // max(int((schedule.steps[i] != NEVER).sum()), 1)
-            weights = 4 * (weights + (0 if op.bias is None else op.products)) if live else 0
+            weights = 4 * (schedule.weights[i] + (0 if op.bias is None else op.products))
         elif isinstance(op, InputOp):
             weights = op.table.nbytes
         elif isinstance(op, ConstantOp):

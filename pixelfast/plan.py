@@ -284,6 +284,8 @@ class Builder:
 
 # --- split ----------------------------------------------------------------------------------------------------
 
+Groups = dict[int, list[np.ndarray]]  # for each map, its channels (0-based) in groups
+
 
 def _groups(keys: Sequence[object]) -> list[np.ndarray]:
     """Indices of equal keys, groups in the order of their first member."""
@@ -293,39 +295,59 @@ def _groups(keys: Sequence[object]) -> list[np.ndarray]:
     return [np.array(members) for members in found.values()]
 
 
-def _conv_keys(op: ConvOp, sources: np.ndarray) -> list[object]:
-    """For each product channel, the (tap, source map) pairs that reach it."""
-    names = np.unique(sources[sources != ZERO])
-    alive = np.stack([(op.weight[:, sources == m] != 0).any(axis=1) for m in names], axis=1) if len(names) else None
-    if alive is None:
-        return [b""] * op.products
-    return [alive[:, :, j].tobytes() for j in range(op.products)]
-
-
 def split(plan: Plan) -> Plan:
     """Refine maps until all channels of a map depend on the same maps through the same taps."""
+    groups: Groups = {}
+    group_of = np.full(sum(m.channels for m in plan.maps) + 1, ZERO, np.int64)  # by channel; the last serves ZERO
+    count = 0
+    for op in plan.ops:
+        if isinstance(op, HeadOp):
+            continue
+        keys: list[object] = [()] * plan.maps[op.out].channels
+        if isinstance(op, ConvOp):
+            assert not op.code, "split comes before fuse"
+            sources = group_of[op.refs]
+            names = np.unique(sources)
+            if len(names):
+                alive = np.stack([(op.weight[:, sources == g] != 0).any(axis=1) for g in names])
+                keys = [alive[:, :, j].tobytes() for j in range(op.products)]
+        elif isinstance(op, MapOp):
+            loads = [group_of[ins.refs].tolist() for ins in op.code if ins.fn == "load"]
+            keys = list(zip(*loads, strict=True)) or keys
+        groups[op.out] = _groups(keys)
+        for members in groups[op.out]:
+            group_of[plan.maps[op.out].first + members] = count
+            count += 1
+    return _regroup(plan, groups)
+
+
+def split_by_readers(plan: Plan) -> Plan:
+    """Refine maps until all channels of a map are read by the same ops and reach the same heads."""
+    groups: Groups = {}
+    readers: list[set] = [set() for _ in range(sum(m.channels for m in plan.maps) + 1)]
+    for i, op in reversed(list(enumerate(plan.ops))):
+        if isinstance(op, HeadOp):
+            for ref in op.refs.tolist():
+                readers[ref].add((i, 0))
+            continue
+        m = plan.maps[op.out]
+        groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
+        for g, members in enumerate(groups[op.out]):
+            read: list[int] = []
+            if isinstance(op, ConvOp):
+                read = op.refs[(op.weight[:, :, members] != 0).any(axis=(0, 2))].tolist()
+            elif isinstance(op, MapOp):
+                read = [r for ins in op.code if ins.fn == "load" for r in ins.refs[members].tolist()]
+            for ref in read:
+                readers[ref].add((i, g))
+    return _regroup(plan, groups)
+
+
+def _regroup(plan: Plan, groups: Groups) -> Plan:
+    """The same plan with each group of channels as a map of its own; a map's groups lie side by side."""
     build = Builder()
-    total = sum(m.channels for m in plan.maps)
-    renumbered = np.full(total + 1, ZERO, np.int64)  # the last entry serves refs == ZERO
-    owner = np.full(total + 1, ZERO, np.int64)  # new map of each old channel
+    renumbered = np.full(sum(m.channels for m in plan.maps) + 1, ZERO, np.int64)
     homes: dict[int, int] = {}
-
-    def sources(refs: np.ndarray) -> np.ndarray:
-        return owner[refs]
-
-    def keys_of(op: Op, channels: int) -> list[object]:
-        if isinstance(op, ConvOp) and not op.code:
-            return _conv_keys(op, sources(op.refs))
-        if isinstance(op, MapOp):
-            loads = [ins for ins in op.code if ins.fn == "load"]
-            columns = [sources(ins.refs).tolist() for ins in loads]
-            return list(zip(*columns, strict=True)) if columns else [()] * channels
-        return [()] * channels
-
-    def rewrite(code: Code, members: np.ndarray) -> Code:
-        chosen = [ins.select(members) for ins in code]
-        return tuple(replace(i, refs=renumbered[i.refs]) if i.fn == "load" else i for i in chosen)
-
     for op in plan.ops:
         if isinstance(op, HeadOp):
             refs = renumbered[op.refs]
@@ -335,33 +357,36 @@ def split(plan: Plan) -> Plan:
                 refs = build.refs(out)
             build.add(replace(op, refs=refs))
             continue
-        assert not (isinstance(op, ConvOp) and op.code), "split comes before fuse"
         old = plan.maps[op.out]
-        groups = _groups(keys_of(op, old.channels))
         at = old.home_channel
-        for g, members in enumerate(groups):
-            name = old.name if len(groups) == 1 else f"{old.name}/{g}"
+        for g, members in enumerate(groups[op.out]):
+            name = old.name if len(groups[op.out]) == 1 else f"{old.name}/{g}"
             new = build.map(name, old.height, old.width, len(members), homes.get(old.home), at)
             homes.setdefault(old.home, new)
             at += len(members)
             renumbered[old.first + members] = build.refs(new)
-            owner[old.first + members] = new
-            if isinstance(op, ConvOp):
-                ascending = np.argsort(renumbered[op.refs], kind="stable")
-                build.add(
-                    replace(
-                        op,
-                        out=new,
-                        refs=renumbered[op.refs][ascending],
-                        weight=np.ascontiguousarray(op.weight[:, ascending][:, :, members]),
-                        bias=None if op.bias is None else op.bias[members],
-                    )
-                )
-            elif isinstance(op, MapOp):
-                build.add(replace(op, out=new, code=rewrite(op.code, members)))
-            else:
-                build.add(replace(op, out=new))
+            build.add(_part(op, new, members, renumbered))
     return build.plan(plan.shape, plan.levels)
+
+
+def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
+    """The op, for some channels of its map only. Sums run over ascending channels, as numbered anew."""
+    if isinstance(op, ConvOp):
+        refs = renumbered[op.refs]
+        ascending = np.argsort(refs, kind="stable")
+        weight = np.ascontiguousarray(op.weight[:, ascending][:, :, members])
+        bias = None if op.bias is None else op.bias[members]
+        return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias)
+    if isinstance(op, MapOp):
+        chosen = [ins.select(members) for ins in op.code]
+        code = tuple(replace(i, refs=renumbered[i.refs]) if i.fn == "load" else i for i in chosen)
+        return replace(op, out=out, code=code)
+    if isinstance(op, InputOp):
+        return replace(op, out=out, table=np.ascontiguousarray(op.table[:, members]))
+    if isinstance(op, ConstantOp):
+        return replace(op, out=out, values=np.ascontiguousarray(op.values[:, :, members]))
+    assert not isinstance(op, HeadOp)
+    return replace(op, out=out)
 
 
 # --- prune ----------------------------------------------------------------------------------------------------

@@ -84,10 +84,9 @@ def compile(
     lowered = lower(captured, head)
     plan = P.prune(P.split(lowered.plan))
     plan.verify()
-    chosen = _choose(plan, order)
     return Sampler(
         plan,
-        chosen,
+        _choose(plan, order),
         conditioner=captured.conditioner,
         conditions=lowered.conditions,
         classes={"labels": classes} if classes else {},
@@ -106,13 +105,20 @@ def _check_shape(shape: Any) -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def _choose(plan: P.Plan, order: str) -> S.Order:
+def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:
+    fused = P.fuse(plan, S.lateness(plan, order).__getitem__)
+    fused.verify()
+    return S.schedule(fused, order)
+
+
+def _choose(plan: P.Plan, order: str) -> S.Schedule:
     if order == "raster":
-        return S.raster(plan.shape)
-    skew = S.find_skew(plan)
-    if order == "auto" and skew >= plan.shape[2]:
-        return S.raster(plan.shape)
-    return S.wavefront(plan.shape, skew)
+        return _schedule(plan, S.raster(plan.shape))
+    front = _schedule(plan, S.wavefront(plan.shape, S.find_skew(plan)))
+    if order == "wavefront":
+        return front
+    raster = _schedule(plan, S.raster(plan.shape))
+    return min(raster, front, key=lambda schedule: schedule.cost)
 
 
 class Sampler:
@@ -125,7 +131,7 @@ class Sampler:
     def __init__(
         self,
         plan: P.Plan,
-        order: S.Order,
+        schedule: S.Schedule,
         *,
         conditioner: Conditioner,
         conditions: tuple[Condition, ...],
@@ -140,19 +146,14 @@ class Sampler:
         self._backend, self._isa = backend, isa
         self.shape = plan.shape
         self.levels = plan.levels
-        self.order = order.name
-        self.schedule, self.program = self._build(order)
+        self.order = schedule.order.name
+        self.schedule = schedule
+        self.program = assemble(schedule)
         self._runtime = load(self.program, backend=backend, isa=isa)
-
-    def _build(self, order: S.Order) -> tuple[S.Schedule, Program]:
-        fused = P.fuse(self._plan, S.lateness(self._plan, order).__getitem__)
-        fused.verify()
-        schedule = S.schedule(fused, order)
-        return schedule, assemble(schedule)
 
     @cached_property
     def _scorer(self) -> tuple[Program, Any]:
-        _, program = self._build(S.known(self.shape))
+        program = assemble(_schedule(self._plan, S.known(self.shape)))
         return program, load(program, backend=self._backend, isa=self._isa)
 
     def __repr__(self) -> str:

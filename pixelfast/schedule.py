@@ -14,14 +14,17 @@ ready, and not after anything that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Op, Plan, Read
+from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read, split_by_readers
 
 NEVER = np.iinfo(np.int32).max
+kFetch = 4  # multiply-adds that take as long as fetching a weight from the second or third level cache
+kLaunch = 5000  # multiply-adds that take as long as starting an op
 
 
 class CausalityError(ValueError):
@@ -87,17 +90,23 @@ class _Dependence:
                 found.append((read, *_overlap(read, plan.grid(op), (source.height, source.width))))
             self.reads.append(found)
 
-    def readiness(self, order: Order) -> list[np.ndarray]:
-        """int32 (height, width) per op: when its inputs are ready."""
+    def readiness(self, order: Order, cut: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
+        """int32 (height, width) per op: when its inputs are ready.
+
+        `cut`: for some ops, the step after which what they read is ignored.
+        """
         plan = self.plan
         of_map: dict[int, np.ndarray] = {}
         result = []
-        for op, reads in zip(plan.ops, self.reads, strict=True):
+        for i, (op, reads) in enumerate(zip(plan.ops, self.reads, strict=True)):
             ready = np.zeros(plan.grid(op), np.int32)
             if isinstance(op, InputOp):
                 ready[:] = order.steps[op.colour] + 1
             for read, here, there in reads:
-                np.maximum(ready[here], of_map[read.map][there], out=ready[here])
+                source = of_map[read.map][there]
+                if cut and i in cut:
+                    source = np.where(source > cut[i][here], 0, source)
+                np.maximum(ready[here], source, out=ready[here])
             if not isinstance(op, HeadOp):
                 of_map[op.out] = ready
             result.append(ready)
@@ -122,48 +131,65 @@ class _Dependence:
 
 
 def check_causal(plan: Plan, order: Order) -> None:
-    """Raise `CausalityError`, naming the module, the tap and the first pixel, if the plan is not causal.
-
-    A tap lies on a leaking path where what it reads is ready later than the earliest distribution that it reaches.
-    Leaks pass through innocent layers too, but those could lose any one tap that looks forward without mending
-    it; the culprit is the op whose leaking taps all look furthest ahead.
-    """
-    dependence = _Dependence(plan)
-    ready = dependence.readiness(order)
+    """Raise `CausalityError`, naming the module, the tap and the first pixel, if the plan is not causal."""
+    ready = _Dependence(plan).readiness(order)
     for op, r in zip(plan.ops, ready, strict=True):
-        if isinstance(op, HeadOp):
-            late = np.argwhere(r > order.steps[op.colour])
-            if len(late):
-                break
+        if isinstance(op, HeadOp) and (r > order.steps[op.colour]).any():
+            break
     else:
         return
-    of_map = {op.out: r for op, r in zip(plan.ops, ready, strict=True) if not isinstance(op, HeadOp)}
-    candidates = []
-    for i, (other, due) in enumerate(zip(plan.ops, dependence.deadlines(order), strict=True)):
-        if not isinstance(other, ConvOp | MapOp):
-            continue
-        leaks = [
-            (read.dy, read.dx, read.map)
-            for read, here, there in dependence.reads[i]
-            if (of_map[read.map][there] > due[here]).any()
-        ]
-        if leaks:
-            candidates.append((min(leaks)[:2], -i, other, max(leaks)))
-    y, x = late[0].tolist()
-    colours = plan.shape[0]
-    colour = f", colour {op.colour}" if colours > 1 else ""
-    message = f"[compile] the model is not causal: the distribution of pixel (y={y}, x={x}{colour}) depends on "
-    seen = int(r[y, x]) - 1
-    first = np.argwhere(order.steps == seen)[0].tolist()
-    message += f"pixel (y={first[1]}, x={first[2]}" + (f", colour {first[0]})" if colours > 1 else ")")
-    message += ", which is not drawn before it"
-    if candidates:
-        _, _, culprit, (dy, dx, m) = max(candidates, key=lambda c: c[:2])
-        message += (
-            f". The leak is in module {culprit.where!r}: its tap at (dy={dy:+d}, dx={dx:+d}) reads "
-            f"{plan.maps[m].name!r} too early; is its mask missing, or of the wrong type?"
-        )
-    raise CausalityError(message)
+    y, x = np.argwhere(r > order.steps[op.colour])[0].tolist()
+    source = np.argwhere(order.steps == r[y, x] - 1)[0].tolist()
+    raise CausalityError(
+        f"[compile] the model is not causal: the distribution of {_pixel(plan, op.colour, y, x)} depends on "
+        f"{_pixel(plan, *source)}, which is not drawn before it. {_culprit(plan, order)}"
+    )
+
+
+def _pixel(plan: Plan, colour: int, y: int, x: int) -> str:
+    return f"pixel (y={y}, x={x})" if plan.shape[0] == 1 else f"pixel (y={y}, x={x}, colour={colour})"
+
+
+def _culprit(plan: Plan, order: Order) -> str:
+    """Say which module leaks.
+
+    A read lies on a leaking path where what it reads is ready later than the earliest distribution that it reaches.
+    Such paths lead through innocent modules too. The culprit is the module without whose leaking reads the model is
+    causal, and still sees as much as it may: without those of an innocent module it would see less. Where the
+    distributions alone do not tell, it is the one that reads the image itself (a mask of type B for one of type A),
+    and else the one that leaves the most to be seen inside.
+    """
+    finer = split_by_readers(plan)
+    dependence = _Dependence(finer)
+    ready, due = dependence.readiness(order), dependence.deadlines(order)
+    of_map = {op.out: r for op, r in zip(finer.ops, ready, strict=True) if not isinstance(op, HeadOp)}
+    images = {op.out for op in finer.ops if isinstance(op, InputOp)}
+    leaks: dict[str, list[tuple[int, Read]]] = {}
+    for i, op in enumerate(finer.ops):
+        for read, here, there in dependence.reads[i]:
+            if not isinstance(op, HeadOp) and (of_map[read.map][there] > due[i][here]).any():
+                leaks.setdefault(op.where, []).append((i, read))
+    best, best_rank = "", (-1, False, False, -1)
+    for where, reads in leaks.items():
+        mended = dependence.readiness(order, {i: due[i] for i, _ in reads})
+        heads = [(r, order.steps[op.colour]) for op, r in zip(finer.ops, mended, strict=True) if isinstance(op, HeadOp)]
+        if all((r <= t).all() for r, t in heads):
+            mixes = any(isinstance(finer.ops[i], ConvOp) for i, _ in reads)
+            first = any(read.map in images for _, read in reads)
+            rank = (_total(r for r, _ in heads), mixes, first, _total(mended))
+            if rank > best_rank:
+                best, best_rank = where, rank
+    if not best:
+        return f"The leak passes through modules {', '.join(map(repr, leaks))}: are their masks missing?"
+    _, read = max(leaks[best], key=lambda leak: (leak[1].dy, leak[1].dx, leak[1].map))
+    return (
+        f"The leak is in module {best!r}: its tap at (dy={read.dy:+d}, dx={read.dx:+d}) reads "
+        f"{finer.maps[read.map].name!r} too early; is its mask missing, or of the wrong type?"
+    )
+
+
+def _total(arrays: Iterable[np.ndarray]) -> int:
+    return sum(int(a.sum(dtype=np.int64)) for a in arrays)
 
 
 def find_skew(plan: Plan) -> int:
@@ -252,10 +278,23 @@ class Schedule:
         return sum(self.multiply_adds_of(i) for i in range(len(self.plan.ops)))
 
     def multiply_adds_of(self, i: int) -> int:
-        op = self.plan.ops[i]
-        if not isinstance(op, ConvOp):
-            return 0
-        return int((self.steps[i] != NEVER).sum()) * op.products * depth(self.plan, op)
+        return int((self.steps[i] != NEVER).sum()) * self.weights[i]
+
+    @cached_property
+    def weights(self) -> tuple[int, ...]:
+        """Of each op, the weights behind its live taps: its multiply-adds per position."""
+        return tuple(_weights(self.plan, op) if isinstance(op, ConvOp) else 0 for op in self.plan.ops)
+
+    @property
+    def cost(self) -> float:
+        """An estimate of one image's time at batch 1, in multiply-adds: for choosing between orders.
+
+        A product of few positions costs what fetching its weights costs, and every launch costs something.
+        """
+        total = 0.0
+        for _, i, positions in self.launches():
+            total += self.weights[i] * max(len(positions), kFetch) + kLaunch
+        return total
 
     @property
     def floats(self) -> int:
@@ -289,13 +328,9 @@ class Schedule:
                 assert (steps_of[read.map][there] <= self.steps[i][here]).all(), plan.name_of(op)
 
 
-def depth(plan: Plan, op: ConvOp) -> int:
-    """Multiply-adds per product: the channels behind all live taps."""
-    return sum(_tap_channels(plan, op, m) for _, m in plan.live_taps(op))
-
-
-def _tap_channels(plan: Plan, op: ConvOp, m: int) -> int:
-    return int((plan.map_of(op.refs) == m).sum())
+def _weights(plan: Plan, op: ConvOp) -> int:
+    sources = plan.map_of(op.refs)
+    return op.products * sum(int((sources == m).sum()) for _, m in plan.live_taps(op))
 
 
 def schedule(plan: Plan, order: Order) -> Schedule:
@@ -351,6 +386,3 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
         )
     return rings
 
-
-def describe(op: Op) -> str:
-    return type(op).__name__.removesuffix("Op").lower()
