@@ -1,0 +1,45 @@
+"""The examples in the documentation run, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("README.md")
+    small = code.replace("hidden=64, layers=12", "hidden=4, layers=1")
+    assert small != code
+    images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
+    names = {"images": images, "labels": torch.arange(64) % 10}
+    exec(small, names)
+    out = names["out"]
+    assert out.images.shape == (64, 1, 28, 28)
+    assert out.images.dtype == torch.uint8
+    assert out.log_prob.shape == (64,)
+    assert torch.equal(names["sampler"].log_prob(out.images, labels=names["labels"]), out.log_prob)
+    assert "multiply-adds" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_contributing_example_runs(capsys):
+    code = blocks("CONTRIBUTING.md")[0]
+    exec(code, {})
+    assert "layers.2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith("https://"):
+            assert ((ROOT / page).parent / target).exists(), target
