@@ -291,19 +291,16 @@ def assemble(schedule: Schedule) -> Program:
             records += a.op(op)
         of_op.append(range(first, len(records)))
     launches: list[int] = []
-    now, steps = None, 0
-    for step, i, positions in schedule.launches():
-        if now is not None and step != now:
-            launches += [C["kStepMark"], 0]
-            steps += 1
-        now = step
+    steps = 0
+    found = list(schedule.launches())
+    for (step, i, positions), following in zip(found, [*found[1:], None], strict=True):
         runs = progressions(positions)
         for record in of_op[i]:
-            launches += [record, len(runs)]
-            for run in runs:
-                launches += run
-    launches += [C["kStepMark"], 0]
-    steps += 1
+            launches += [record, len(runs), *(word for run in runs for word in run)]
+        # A step is also where progress is told and Ctrl-C is heard: where images are known, after every op.
+        if following is None or following[0] != step or schedule.order.skew is None:
+            launches += [C["kStepMark"], 0]
+            steps += 1
     buffers = [word for b in a.buffers for word in b.words]
     ops = [word for record in records for word in record]
     header = [
