@@ -1,8 +1,8 @@
 """The arithmetic of pixelfast in plain numpy: the definition that every native runtime matches to the bit.
 
 Everything is IEEE single precision, round to nearest even, denormals honoured. Transcendental functions are
-fixed sequences of add, multiply, fused multiply-add and bit operations (csrc/core/math.h has the same lines in
-C++), so they have one result on every machine. Polynomials are those of Cephes (Moshier 1989).
+fixed sequences of add, multiply, divide, fused multiply-add and bit operations (csrc/core/math.h has the same
+lines in C++), so they have one result on every machine. Polynomials are those of Cephes (Moshier 1989).
 
 Probabilities are integers. `frequencies` turns logits into counts that sum to 2**31; `draw`, `log_prob` and
 an entropy coder all read the same counts, so that what is sampled is what is scored.
@@ -88,8 +88,9 @@ def exp(x: ArrayLike) -> Floats:
         n = shifted - _MAGIC
         r = fma(n, _F(-1.42860677e-6), fma(n, _F(-0.693145752), x))
         q = _polynomial(
-            r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1
-        )
+            r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
+            4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+        )  # fmt: skip
         p = fma(q, r * r, r) + _F(1.0)
         # Two factors, because 2**n alone may be a denormal or overflow where the result does not.
         k = _bits(shifted) - _MAGIC_BITS

@@ -1,8 +1,9 @@
 """Check that no instruction set leaks into shared code.
 
-A function with weak linkage in an object that is compiled for AVX may be the copy that the linker keeps for all, and
-then crashes older machines (numpy issue 25274). So the objects of the isa_*.cpp units may define none, and may export
-nothing but their table of kernels; and the extension module may export nothing but its PyInit function.
+A function with weak linkage in an object that is compiled for AVX may be the copy that the linker keeps for
+all, and then crashes older machines (numpy issue 25274). So the objects of the isa_*.cpp units may define
+none, and may export nothing but their table of kernels; and the extension module may export nothing but its
+PyInit function.
 
     python tools/check_symbols.py build/dev
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 
 def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
     """(type, name) of the symbols that `nm` lists."""
-    out = subprocess.run(["nm", "--demangle", *options, str(path)], check=True, capture_output=True, text=True).stdout
-    rows = [line.split(maxsplit=2)[-2:] for line in out.splitlines() if line.strip()]
-    return [(kind, name) for kind, name in (line if len(line) == 2 else line[-2:] for line in rows)]
+    command = ["nm", *options, str(path)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    return [(row[-2], row[-1]) for row in rows]
 
 
 def complaints(build: Path) -> list[str]:
@@ -32,7 +34,7 @@ def complaints(build: Path) -> list[str]:
         for kind, name in symbols(path, "--defined-only"):
             if kind in "WwVvu":
                 found.append(f"{path.name}: weak symbol {name}")
-            elif kind.isupper() and not name.endswith("Kernels"):
+            elif kind.isupper() and not name.endswith("KernelsE"):
                 found.append(f"{path.name}: exports {name}")
     for path in modules:
         for _, name in symbols(path, "--dynamic", "--defined-only"):

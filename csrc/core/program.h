@@ -12,15 +12,15 @@
 //       instruction  fn, a, b, c, d     its result is register i, i its own index; registers a, b by arity
 //     categorical  colour, buffer, channel                                  levels channels: logits
 //     bernoulli    colour, buffer, channel                                  one channel: the logit of level 1
-//   launch    op, n_runs, then a run each: y, x, n, dy, dx                   positions (y + i*dy, x + i*dx), i < n
-//   step      kStepMark, 0                                                   ends a step
+//   launch    op, n_runs, then a run each: y, x, n, dy, dx                   positions (y + i*dy, x + i*dx),
+//   i < n step      kStepMark, 0                                                   ends a step
 //
 // Element (y, x, c) of a buffer lies at offset + (y % rows)*row_stride + x*col_stride + c of its space:
 //   arena       scratch, one per image (arena_floats each)
 //   data        the Program's own table, shared by all images
 //   condition   what the caller passes, one block per image (condition_floats each)
-// Reads outside [0, height) x [0, width) yield zeros. An op writes only inside. The grid of an op is that of its
-// output buffer (of the image, for heads).
+// Reads outside [0, height) x [0, width) yield zeros. An op writes only inside. The grid of an op is that of
+// its output buffer (of the image, for heads).
 //
 // conv at output (y, x), product channel j, fp32, one chain of fused multiply-adds in this order:
 //   acc = bias[j]  (0 if bias < 0)
@@ -52,8 +52,19 @@ constexpr int kInstructionWords = 5;
 constexpr int kRunWords = 5;
 
 enum Header : int {
-  kHMagic, kHVersion, kHWords, kHColours, kHHeight, kHWidth, kHLevels,
-  kHArenaFloats, kHConditionFloats, kHBuffers, kHOps, kHSteps, kHLaunchWords,
+  kHMagic,
+  kHVersion,
+  kHWords,
+  kHColours,
+  kHHeight,
+  kHWidth,
+  kHLevels,
+  kHArenaFloats,
+  kHConditionFloats,
+  kHBuffers,
+  kHOps,
+  kHSteps,
+  kHLaunchWords,
   kHeaderWords,
 };
 

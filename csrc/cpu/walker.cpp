@@ -27,16 +27,16 @@ Walker::Walker(const Engine& engine, const Request& request, Workspace& workspac
 Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) {
   int32_t launch = 0;
   for (const int32_t end : program_.step_ends) {
-    if (stop.load(std::memory_order_relaxed)) break;
-    for (; launch < end; ++launch) run_launch(program_.launches[launch]);
-    if (failure_.flaw != Flaw::none) break;
+    for (; launch < end; ++launch) {
+      if (!run_launch(program_.launches[launch], stop)) return failure_;
+    }
     done.fetch_add(images_, std::memory_order_relaxed);
   }
   return failure_;
 }
 
 // Cuts the rows of a launch, images within positions, into blocks of nearly equal size.
-void Walker::run_launch(const Launch& launch) {
+bool Walker::run_launch(const Launch& launch, const std::atomic<bool>& stop) {
   const int64_t rows = launch.positions * images_;
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   const int size = std::min<int>(kBlockRows, static_cast<int>(((rows + blocks - 1) / blocks + 5) / 6 * 6));
@@ -52,11 +52,13 @@ void Walker::run_launch(const Launch& launch) {
         if (rows_ == size) {
           run_block(launch.op);
           rows_ = n_segments_ = 0;
+          if (failure_.flaw != Flaw::none || stop.load(std::memory_order_relaxed)) return false;
         }
       }
     }
   }
   if (rows_ > 0) run_block(launch.op);
+  return failure_.flaw == Flaw::none && !stop.load(std::memory_order_relaxed);
 }
 
 void Walker::run_block(int32_t index) {

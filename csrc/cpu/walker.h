@@ -49,7 +49,7 @@ class Walker {
     int64_t image_stride;
   };
 
-  void run_launch(const Launch& launch);
+  bool run_launch(const Launch& launch, const std::atomic<bool>& stop);  // false: stopped before its end
   void run_block(int32_t op);
   void run_product(const OpRecord& op, const PackedOp& packed);
   void run_expression(const OpRecord& op, const PackedOp& packed);
