@@ -12,7 +12,7 @@ import torch
 from . import __version__, _cpu, models
 from .sampler import compile as compile_model
 
-_VARIABLES = ("PIXELFAST_ISA", "PIXELFAST_THREADS", "PIXELFAST_CHECK")
+_VARIABLES = ("PIXELFAST_ISA", "PIXELFAST_THREADS")
 
 
 def run() -> None:
