@@ -1,7 +1,9 @@
 """Capture: a PyTorch module as a flat graph of ATen ops, checked against the module itself.
 
-The module is run once for real, so that whatever it sets up lazily is set up, then copied, then exported with
-`torch.export` at the level of composites (conv2d, embedding, ...). The caller's module is left as it was.
+The module is copied, and the copy run once for real, so that masks are applied and whatever is set up lazily is set
+up. Then it is exported with `torch.export` at the level of composites (conv2d, embedding, ...), while what its forward
+writes to its own weights and buffers is dropped: the first run has written it already. The caller's module is left as
+it was.
 
 What the graph computes is sorted by what it depends on:
 
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.overrides import TorchFunctionMode
 
 _BATCH = 2  # of the exported graph; its value is of no consequence
 
@@ -82,12 +85,7 @@ def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
-    path = paths[-1] if paths else ""
-    if not path and node.target is not None:
-        for a in node.args:  # a functional call: name the weight that it uses
-            if isinstance(a, fx.Node) and a.op == "placeholder" and a.name.startswith("p_"):
-                return a.name.removeprefix("p_")
-    return path.removeprefix("L['self'].") or node.name
+    return (paths[-1] if paths else "").removeprefix("module").removeprefix(".") or node.name
 
 
 def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
@@ -120,25 +118,19 @@ def capture(
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
     name = type(module).__name__
-    was_training = module.training
-    try:
-        with torch.no_grad():
-            module.eval()
-            module(images, **conditions)
-            frozen = copy.deepcopy(module).cpu()
-    finally:
-        module.train(was_training)
+    frozen = _copy(module)
+    with torch.no_grad():
+        frozen(images, **conditions)
     bad = [key for key, t in frozen.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
     if bad:
         raise CaptureError(
             f"[compile] {name}: {bad[0]} holds NaN or infinite values"
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
-    frozen.eval().float().requires_grad_(False)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(frozen, (images,), conditions, strict=False)
+            exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
             exported = exported.run_decompositions({})
     except Exception as error:
         raise CaptureError(
@@ -149,6 +141,51 @@ def capture(
     _check(captured, frozen, conditions, generator)
     captured.verify()
     return captured
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    """The module for inference: on the CPU, in float32, without dropout or gradients."""
+    with torch.no_grad():
+        return copy.deepcopy(module).cpu().eval().float().requires_grad_(False)
+
+
+class _Settled(nn.Module):
+    """The module, while what its forward writes to its own parameters and buffers is dropped.
+
+    Many public models mask their weights by `self.weight.data *= self.mask` in forward. One run of it has masked them;
+    a graph that is to be a function of its inputs must not do it again.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor, **conditions: Tensor) -> Any:
+        with _DropWrites(self.module):
+            return self.module(images, **conditions)
+
+
+class _DropWrites(TorchFunctionMode):
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and any(
+            value is t for t in (*self.module.parameters(), *self.module.buffers())
+        )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].clone()
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            return None
+        in_place = name == "__setitem__" or name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__")
+        if in_place and args and self.owns(args[0]):
+            func(args[0].clone(), *args[1:], **(kwargs or {}))
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _sort(
