@@ -1,10 +1,10 @@
 """pixelfast: exact, fast sampling from autoregressive image models.
 
-    import pixelfast as pf
+import pixelfast as pf
 
-    model = pf.models.GatedPixelCNN(classes=10)
-    sampler = pf.compile(model, shape=(1, 28, 28))
-    out = sampler.sample(64, labels=3, seed=0)
+model = pf.models.GatedPixelCNN(classes=10)
+sampler = pf.compile(model, shape=(1, 28, 28))
+out = sampler.sample(64, labels=3, seed=0)
 """
 
 from . import heads, models

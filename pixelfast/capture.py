@@ -74,7 +74,9 @@ class Captured:
         return "\n".join(f"{where(n):40} {n.name:32} {n.target}" for n in self.image_nodes)
 
     def verify(self) -> None:
-        known = set(self.folded) | set(self.conditioner.placeholders) | set(self.conditioner.nodes) | {self.image}
+        known = (
+            set(self.folded) | set(self.conditioner.placeholders) | set(self.conditioner.nodes) | {self.image}
+        )
         for node in self.image_nodes:
             assert all(a in known for a in node.all_input_nodes), node
             known.add(node)
@@ -260,7 +262,9 @@ def _check(
         with torch.no_grad():
             expected = module(images, **conditions)
         got = run(captured, images, conditions)
-        if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-4, atol=1e-4, equal_nan=True):
+        if expected.shape != got.shape or not torch.allclose(
+            expected, got, rtol=1e-4, atol=1e-4, equal_nan=True
+        ):
             worst = (expected - got).abs().max().item() if expected.shape == got.shape else float("nan")
             raise CaptureError(
                 f"[compile] the captured graph of {captured.module_name} differs from the module on fresh "

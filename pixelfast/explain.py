@@ -45,17 +45,37 @@ class Explanation:
             f"{colours} x {height} x {width}, {self.levels} levels; {self.order} order{skew}: {self.steps:,} steps "
             f"in place of {colours * height * width:,}"
         )
-        header = ("op", "kind", "channels", "elements", "launches", "multiply-adds", "rows", "buffer B", "weights B")
-        lines = [header]
+        header = (
+            "op",
+            "kind",
+            "channels",
+            "elements",
+            "launches",
+            "multiply-adds",
+            "rows",
+            "buffer B",
+            "weights B",
+        )
+        lines: list[tuple[str, ...]] = [header]
         for r in self.rows:
-            numbers = (r.channels, r.elements, r.launches, r.multiply_adds, r.rows, r.buffer_nbytes, r.weights_nbytes)
+            numbers = (
+                r.channels,
+                r.elements,
+                r.launches,
+                r.multiply_adds,
+                r.rows,
+                r.buffer_nbytes,
+                r.weights_nbytes,
+            )
             lines.append((r.name, r.kind, *(f"{n:,}" for n in numbers)))
         totals = (self.launches, self.multiply_adds, "", self.buffer_nbytes, self.weights_nbytes)
         lines.append(("in all", "", "", "", *(f"{n:,}" if n != "" else "" for n in totals)))
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
         text = []
         for line in lines:
-            cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+            cells = [
+                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ]
             text.append("  ".join(cells).rstrip())
         rule = "-" * max(map(len, text))
         return "\n".join([title, "", text[0], rule, *text[1:-1], rule, text[-1]])

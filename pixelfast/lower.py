@@ -1,4 +1,4 @@
-"""Lower: a captured graph of ATen ops to a Plan. One small function per ATen op.
+"""Lower: a captured graph of ATen ops to a Plan. One small function per ATen op, in `pixelfast.rules`.
 
 While lowering, a tensor of the image's path is one of
 
@@ -14,7 +14,6 @@ To support another op, write a function from arguments to one of these and regis
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,7 +176,7 @@ class Lowering:
         if (view.refs == P.ZERO).all():
             return view
         rows, columns = self.build.grid_of(view.refs.reshape(-1))
-        y0, y1, x0, x1 = _visible(view)
+        y0, y1, x0, x1 = visible(view)
         sy, sx = view.shift
         reads_y = (max(box[0] + sy, 0), min(box[1] + sy, rows))
         reads_x = (max(box[2] + sx, 0), min(box[3] + sx, columns))
@@ -220,6 +219,10 @@ class Lowering:
         out = self._given[condition]
         return out, self.build.refs(out).reshape([sizes[i] for i in rest])
 
+    def settle(self, view: View) -> View:
+        """The same values as a map of their own, neither shifted nor cut."""
+        return self.pointwise([view])  # type: ignore[return-value]
+
     # elementwise expressions
 
     def operand(self, value: Any, like: View, dims: tuple[int, ...]) -> list[P.Instruction]:
@@ -229,7 +232,9 @@ class Lowering:
         if isinstance(value, Table | View):
             view = self.view(value)
             if view.axes != like.axes or (view.height, view.width) != (like.height, like.width):
-                raise self.fail(f"operands of different layout: {view.axes} {view.shape}, {like.axes} {like.shape}")
+                raise self.fail(
+                    f"operands of different layout: {view.axes} {view.shape}, {like.axes} {like.shape}"
+                )
             view = self.clean(view, (0, view.height, 0, view.width))
             refs = np.broadcast_to(view.refs, dims).reshape(-1)
             return [P.Instruction("load", refs=refs, offset=view.shift)]
@@ -263,7 +268,9 @@ class Lowering:
         out = self.build.map(
             f"{where(self.node)}.constant", max(height, like.height), max(width, like.width), math.prod(own)
         )
-        self.build.add(P.ConstantOp(out, np.ascontiguousarray(array.reshape(height, width, -1)), where(self.node)))
+        self.build.add(
+            P.ConstantOp(out, np.ascontiguousarray(array.reshape(height, width, -1)), where(self.node))
+        )
         refs = np.broadcast_to(self.build.refs(out).reshape(own), dims).reshape(-1)
         return P.Instruction("load", refs=refs)
 
@@ -296,14 +303,11 @@ class Lowering:
         return self.whole(out, like.axes, dims)
 
 
-def _visible(view: View) -> tuple[int, int, int, int]:
+def visible(view: View) -> tuple[int, int, int, int]:
     """The window, cut to what lies inside the view, in the map's positions."""
     sy, sx = view.shift
     y0, y1, x0, x1 = view.window
     return max(y0, sy), min(y1, sy + view.height), max(x0, sx), min(x1, sx + view.width)
-
-
-# --- elementwise ------------------------------------------------------------------------------------------------
 
 
 def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None:
@@ -311,377 +315,16 @@ def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None
     tables = [a for a in args if isinstance(a, Table)]
     if not tables or any(isinstance(a, View | Given) for a in args):
         return None
-    if any(isinstance(a, Tensor) and any(s != 1 for i, s in enumerate(a.shape) if i - a.ndim != -3) for a in args):
+    if any(
+        isinstance(a, Tensor) and any(s != 1 for i, s in enumerate(a.shape) if i - a.ndim != -3) for a in args
+    ):
         return None
     plain = [a.values if isinstance(a, Table) else a for a in args]
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "layout")}
     values = node.target(*plain, **kwargs)  # type: ignore[operator]
-    return Table(values, tables[0].height, tables[0].width) if values.shape == tables[0].values.shape else None
-
-
-_BINARY = {
-    "add": (aten.add.Tensor, aten.add_.Tensor),
-    "sub": (aten.sub.Tensor, aten.sub_.Tensor),
-    "mul": (aten.mul.Tensor, aten.mul_.Tensor, aten.mul.Scalar),
-    "div": (aten.div.Tensor, aten.div_.Tensor),
-    "min": (aten.minimum.default,),
-    "max": (aten.maximum.default,),
-}
-_UNARY = {
-    "neg": (aten.neg.default,),
-    "abs": (aten.abs.default,),
-    "sqrt": (aten.sqrt.default,),
-    "exp": (aten.exp.default,),
-    "log": (aten.log.default,),
-    "tanh": (aten.tanh.default,),
-    "sigmoid": (aten.sigmoid.default,),
-    "relu": (aten.relu.default, aten.relu_.default),
-}
-
-
-def _binary(fn: str) -> Callable:
-    def rule(ctx: Lowering, a: Any, b: Any, *, alpha: float = 1, rounding_mode: str | None = None) -> Any:
-        if rounding_mode is not None:
-            raise ctx.fail(f"rounding_mode={rounding_mode!r}")
-        if alpha != 1:
-            return ctx.pointwise([a, b], ("mul", 1, float(alpha)), (fn, 0, -1))
-        return ctx.pointwise([a, b], (fn, 0, 1))
-
-    return rule
-
-
-def _unary(fn: str) -> Callable:
-    return lambda ctx, a: ctx.pointwise([a], (fn, 0))
-
-
-for _fn, _targets in _BINARY.items():
-    lowers(*_targets)(_binary(_fn))
-for _fn, _targets in _UNARY.items():
-    lowers(*_targets)(_unary(_fn))
-
-
-@lowers(aten.rsub.Scalar, aten.rsub.Tensor)
-def _rsub(ctx: Lowering, a: Any, b: Any, alpha: float = 1) -> Any:
-    return ctx.pointwise([a, b], ("mul", 0, float(alpha)), ("sub", 1, -1))
-
-
-@lowers(aten.reciprocal.default)
-def _reciprocal(ctx: Lowering, a: Any) -> Any:
-    return ctx.pointwise([a, 1.0], ("div", 1, 0))
-
-
-@lowers(aten.elu.default)
-def _elu(ctx: Lowering, a: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    if (alpha, scale, input_scale) != (1, 1, 1):
-        raise ctx.fail(f"elu with alpha {alpha}, scale {scale}, input_scale {input_scale}; supported is (1, 1, 1)")
-    return ctx.pointwise([a], ("elu", 0))
-
-
-@lowers(aten.leaky_relu.default)
-def _leaky_relu(ctx: Lowering, a: Any, slope: float = 0.01) -> Any:
-    return ctx.pointwise([a, float(slope)], ("mul", 0, 1), ("max", 0, -1) if slope <= 1 else ("min", 0, -1))
-
-
-@lowers(aten.silu.default)
-def _silu(ctx: Lowering, a: Any) -> Any:
-    return ctx.pointwise([a], ("sigmoid", 0), ("mul", 0, -1))
-
-
-@lowers(aten.clamp.default, aten.hardtanh.default)
-def _clamp(ctx: Lowering, a: Any, low: float | None = None, high: float | None = None) -> Any:
-    steps: list[tuple] = []
-    if low is not None:
-        steps.append(("max", 0, float(low)))
-    if high is not None:
-        steps.append(("min", -1 if steps else 0, float(high)))
-    return ctx.pointwise([a], *steps)
-
-
-@lowers(
-    aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default
-)
-def _same(ctx: Lowering, a: Any, **_: Any) -> Any:
-    return a
-
-
-@lowers(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
-def _to(ctx: Lowering, a: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
-    if isinstance(a, View) and dtype not in (None, torch.float32):
-        raise ctx.fail(f"feature maps are float32, the model converts one to {dtype}")
-    return a
-
-
-# --- layout -----------------------------------------------------------------------------------------------------
-
-
-@lowers(aten.permute.default)
-def _permute(ctx: Lowering, a: Any, dims: Sequence[int]) -> View:
-    v = ctx.view(a)
-    dims = [v.axis(d) for d in dims]
-    refs = v.refs.transpose([v.ref_axis(d) for d in dims if v.axes[d] == "c"])
-    return replace(v, axes="".join(v.axes[d] for d in dims), refs=refs)
-
-
-@lowers(aten.transpose.int)
-def _transpose(ctx: Lowering, a: Any, i: int, j: int) -> View:
-    v = ctx.view(a)
-    dims = list(range(len(v.axes)))
-    i, j = v.axis(i), v.axis(j)
-    dims[i], dims[j] = j, i
-    return _permute(ctx, v, dims)
-
-
-@lowers(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def _view(ctx: Lowering, a: Any, _: Sequence[int]) -> View:
-    """Axes of channels may be split, merged and reordered in memory order; n, y and x stay axes of their own."""
-    v = ctx.view(a)
-    old = [ctx.shape_of(ctx.node.all_input_nodes[0])[0] if s is None else s for s in v.shape]
-    new = list(ctx.shape_of(ctx.node))
-    axes, dims, i = "", [], 0
-    pending = 1  # product of the new channel axes not yet matched by old ones
-    for size in new:
-        while pending == 1 and i < len(old) and v.axes[i] == "c" and old[i] == 1 and size != 1:
-            i += 1
-        if pending == 1 and i < len(old) and v.axes[i] != "c" and old[i] == size:
-            axes += v.axes[i]
-            i += 1
-            continue
-        axes += "c"
-        dims.append(size)
-        pending *= size
-        have, j = 1, i
-        while j < len(old) and v.axes[j] == "c" and have < pending:
-            have *= old[j]
-            j += 1
-        if have == pending:
-            i, pending = j, 1
-    while i < len(old) and v.axes[i] == "c" and old[i] == 1:
-        i += 1
-    if pending != 1 or i != len(old) or sorted(axes.replace("c", "")) != ["n", "x", "y"]:
-        raise ctx.fail(f"reshape from {old} ({v.axes}) to {new} mixes positions with channels or batch")
-    return replace(v, axes=axes, refs=v.refs.reshape(dims))
-
-
-@lowers(aten.unsqueeze.default)
-def _unsqueeze(ctx: Lowering, a: Any, dim: int) -> View:
-    v = ctx.view(a)
-    dim %= len(v.axes) + 1
-    refs = np.expand_dims(v.refs, v.axes[:dim].count("c"))
-    return replace(v, axes=v.axes[:dim] + "c" + v.axes[dim:], refs=refs)
-
-
-@lowers(aten.squeeze.dim, aten.squeeze.dims)
-def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View:
-    v = ctx.view(a)
-    for dim in sorted({v.axis(d) for d in ([dims] if isinstance(dims, int) else dims)}, reverse=True):
-        if v.axes[dim] == "c" and v.refs.shape[v.ref_axis(dim)] == 1:
-            refs = v.refs.squeeze(v.ref_axis(dim))
-            v = replace(v, axes=v.axes[:dim] + v.axes[dim + 1 :], refs=refs)
-    return v
-
-
-@lowers(aten.expand.default)
-def _expand(ctx: Lowering, a: Any, sizes: Sequence[int], **_: Any) -> View:
-    v = ctx.view(a)
-    target = list(ctx.shape_of(ctx.node))
-    if len(target) != len(v.axes):
-        raise ctx.fail(f"expand adds axes: {v.shape} to {target}")
-    dims = [s for s, axis in zip(target, v.axes, strict=True) if axis == "c"]
-    return replace(v, refs=np.broadcast_to(v.refs, dims))
-
-
-@lowers(aten.slice.Tensor)
-def _slice(ctx: Lowering, a: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
-    v = ctx.view(a)
-    axis = v.axes[v.axis(dim)]
-    if axis == "c":
-        index: list[Any] = [slice(None)] * v.refs.ndim
-        index[v.ref_axis(dim)] = slice(start, end, step)
-        return replace(v, refs=v.refs[tuple(index)])
-    if axis == "n":
-        if (start in (0, None)) and (end is None or end >= ctx.shape_of(ctx.node)[0]) and step == 1:
-            return v
-        raise ctx.fail("slices the batch")
-    size = v.height if axis == "y" else v.width
-    first, last, _ = slice(start, end).indices(size)
-    if step != 1:
-        raise ctx.fail(f"slices positions with step {step}; supported is 1")
-    return _crop(v, axis, first, max(last - first, 0))
-
-
-def _crop(v: View, axis: str, first: int, size: int) -> View:
-    if axis == "y":
-        return replace(v, height=size, shift=(v.shift[0] + first, v.shift[1]))
-    return replace(v, width=size, shift=(v.shift[0], v.shift[1] + first))
-
-
-@lowers(aten.select.int)
-def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View:
-    v = ctx.view(a)
-    dim = v.axis(dim)
-    if v.axes[dim] != "c":
-        raise ctx.fail(f"selects one entry of the {v.axes[dim]} axis")
-    return replace(v, axes=v.axes[:dim] + v.axes[dim + 1 :], refs=v.refs.take(index, v.ref_axis(dim)))
-
-
-@lowers(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
-def _split(ctx: Lowering, a: Any, size: int | Sequence[int], dim: int = 0) -> list[View]:
-    sizes = [t.shape[dim] for t in ctx.node.meta["val"]]
-    starts = np.cumsum([0, *sizes])
-    return [_slice(ctx, a, dim, int(s), int(s) + n) for s, n in zip(starts, sizes, strict=False)]
-
-
-@lowers(operator.getitem)
-def _getitem(ctx: Lowering, a: Any, index: int) -> Any:
-    return a[index]
-
-
-@lowers(aten.cat.default)
-def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
-    views = [ctx.view(v) for v in values if isinstance(v, Table | View)]
-    like = views[0]
-    if like.axes[like.axis(dim)] != "c":
-        raise ctx.fail(f"concatenates along {like.axes[like.axis(dim)]}; supported are channels")
-    parts = []
-    for value in values:
-        if isinstance(value, Table | View):
-            parts.append(ctx.view(value))
-            continue
-        sizes = [value.shape[i] for i, a in enumerate(like.axes) if a == "c"]
-        (ins,) = ctx.operand(value, like, tuple(sizes))
-        if ins.fn != "load":  # the same at every position
-            constant = np.full(math.prod(sizes), ins.value, np.float32).reshape(1, 1, -1)
-            out = ctx.new_map(constant.size, like.height, like.width, suffix=".constant")
-            ctx.build.add(P.ConstantOp(out, constant, where(ctx.node)))
-            ins = P.Instruction("load", refs=ctx.build.refs(out))
-        assert ins.refs is not None
-        h, w = like.height, like.width
-        parts.append(View(like.axes, ins.refs.reshape(sizes), h, w, (0, 0), (0, h, 0, w)))
-    parts = [ctx.clean(p, (0, p.height, 0, p.width)) for p in parts]
-    if len({(p.axes, p.shift, p.height, p.width) for p in parts}) > 1:
-        parts = [_settle(ctx, p) for p in parts]
-    windows = {p.window for p in parts}
-    if len(windows) > 1:
-        parts = [_settle(ctx, p) for p in parts]
-    return replace(parts[0], refs=np.concatenate([p.refs for p in parts], like.ref_axis(dim)))
-
-
-def _settle(ctx: Lowering, v: View) -> View:
-    """The same values as a map of their own, neither shifted nor cut."""
-    return ctx.pointwise([v])  # type: ignore[return-value]
-
-
-@lowers(aten.pad.default, aten.constant_pad_nd.default)
-def _pad(ctx: Lowering, a: Any, pads: Sequence[int], mode: Any = "constant", value: float | None = None) -> View:
-    v = ctx.view(a)
-    if isinstance(mode, int | float):  # constant_pad_nd has no mode
-        mode, value = "constant", mode
-    if mode != "constant" or value not in (None, 0):
-        raise ctx.fail(f"pads with mode {mode!r}, value {value}; supported is zero padding")
-    for i in range(len(pads) // 2):
-        low, high = pads[2 * i], pads[2 * i + 1]
-        if (low, high) == (0, 0):
-            continue
-        dim = len(v.axes) - 1 - i
-        axis = v.axes[dim]
-        if axis == "c":
-            v = _pad_channels(v, v.ref_axis(dim), low, high)
-        elif axis == "n":
-            raise ctx.fail("pads the batch")
-        else:
-            size = v.height if axis == "y" else v.width
-            v = _crop(v, axis, max(-low, 0), max(size + min(low, 0) + min(high, 0), 0))
-            if low > 0 or high > 0:
-                v = replace(v, window=_visible(v))
-            v = _crop(v, axis, -max(low, 0), size + low + high)
-    return v
-
-
-def _pad_channels(v: View, axis: int, low: int, high: int) -> View:
-    kept = v.refs.take(range(max(-low, 0), v.refs.shape[axis] + min(high, 0)), axis)
-    width = [(0, 0)] * v.refs.ndim
-    width[axis] = (max(low, 0), max(high, 0))
-    return replace(v, refs=np.pad(kept, width, constant_values=P.ZERO))
-
-
-# --- products ---------------------------------------------------------------------------------------------------
-
-
-@lowers(aten.conv2d.default, aten.conv2d.padding)
-def _conv2d(
-    ctx: Lowering,
-    a: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> View:
-    v = ctx.view(a)
-    if v.axes != "ncyx":
-        raise ctx.fail(f"a convolution over axes {v.axes}; supported is ncyx")
-    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
-        raise ctx.fail("the weights depend on the image or on a condition")
-    w = weight.detach().to(torch.float32).numpy()
-    outs, ins, rows, columns = w.shape
-    if groups > 1:  # as one dense product; the zeros keep groups apart
-        dense = np.zeros((outs, ins * groups, rows, columns), np.float32)
-        for g in range(groups):
-            o = slice(g * outs // groups, (g + 1) * outs // groups)
-            dense[o, g * ins : (g + 1) * ins] = w[o]
-        w = dense
-    (sy, sx), (dy, dx) = _pair(stride), _pair(dilation)
-    if padding == "same":
-        top, left = dy * (rows - 1) // 2, dx * (columns - 1) // 2
-    else:
-        top, left = (0, 0) if padding == "valid" else _pair(padding)
-    height, width = ctx.shape_of(ctx.node)[-2:]
-    box = (-top, (height - 1) * sy + dy * (rows - 1) - top + 1, -left, (width - 1) * sx + dx * (columns - 1) - left + 1)
-    v = ctx.clean(v, box)
-    taps, matrices = [], []
-    for i in range(rows):
-        for j in range(columns):
-            if w[:, :, i, j].any():
-                taps.append((i * dy - top + v.shift[0], j * dx - left + v.shift[1]))
-                matrices.append(w[:, :, i, j].T)
-    kept = v.refs != P.ZERO
-    stacked = np.stack(matrices) if matrices else np.zeros((0, len(v.refs), outs), np.float32)
-    out = ctx.new_map(outs, height, width)
-    ctx.build.add(
-        P.ConvOp(
-            out,
-            v.refs[kept],
-            tuple(taps),
-            np.ascontiguousarray(stacked[:, kept]),
-            None if bias is None else bias.detach().to(torch.float32).numpy(),
-            (sy, sx),
-            where=where(ctx.node),
-        )
+    return (
+        Table(values, tables[0].height, tables[0].width) if values.shape == tables[0].values.shape else None
     )
-    return ctx.whole(out, "ncyx", [outs])
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
-
-
-@lowers(aten.linear.default)
-def _linear(ctx: Lowering, a: Any, weight: Any, bias: Any = None) -> View:
-    """A 1x1 convolution over the last axis."""
-    v = ctx.view(a)
-    if v.axes[-1] != "c" or v.axes.count("c") != 1 or not isinstance(weight, Tensor):
-        raise ctx.fail(f"a linear layer over axes {v.axes}; supported is one channel axis, the last")
-    v = ctx.clean(v, (0, v.height, 0, v.width))
-    kept = v.refs != P.ZERO
-    w = weight.detach().to(torch.float32).numpy()
-    b = None if bias is None else bias.detach().to(torch.float32).numpy()
-    out = ctx.new_map(w.shape[0], v.height, v.width)
-    matrix = np.ascontiguousarray(w.T[None, kept])
-    ctx.build.add(P.ConvOp(out, v.refs[kept], (v.shift,), matrix, b, where=where(ctx.node)))
-    return ctx.whole(out, v.axes, [w.shape[0]])
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
@@ -694,6 +337,8 @@ def lower(captured: Captured, head: Head) -> Lowered:
 
     Raises `LoweringError` for the first node that cannot be planned.
     """
+    from . import rules  # noqa: F401  (they import this module, and register themselves)
+
     ctx = Lowering(captured)
     colours, height, width = captured.shape
     levels = torch.arange(captured.levels).reshape(-1, 1, 1, 1).expand(-1, colours, 1, 1)
@@ -736,13 +381,21 @@ def _add_heads(ctx: Lowering, value: Any, head: Head) -> None:
     colours, height, width = ctx.captured.shape
     v = ctx.view(value)
     expected = (colours,) if head.name == "bernoulli" else (head.levels, colours)
-    if v.axes != "n" + "c" * len(expected) + "yx" or v.refs.shape != expected or (v.height, v.width) != (height, width):
+    if (
+        v.axes != "n" + "c" * len(expected) + "yx"
+        or v.refs.shape != expected
+        or (v.height, v.width) != (height, width)
+    ):
         raise ctx.fail(
             f"the model's output has shape (N, {', '.join(str(s) for s in v.shape if s is not None)}); the head "
             f"{head!r} expects (N, {', '.join(map(str, (*expected, height, width)))})"
         )
     v = ctx.clean(v, (0, height, 0, width))
-    if v.shift != (0, 0) or (v.refs == P.ZERO).any() or ctx.build.grid_of(v.refs.reshape(-1)) != (height, width):
-        v = _settle(ctx, v)
+    if (
+        v.shift != (0, 0)
+        or (v.refs == P.ZERO).any()
+        or ctx.build.grid_of(v.refs.reshape(-1)) != (height, width)
+    ):
+        v = ctx.settle(v)
     for c in range(colours):
         ctx.build.add(P.HeadOp(head.name, c, v.refs[..., c].reshape(-1), where(ctx.node)))

@@ -76,7 +76,8 @@ class Program:
 
     def verify(self) -> None:
         d = self.decoded
-        assert (d.colours, d.height, d.width) == self.shape and d.levels == self.levels
+        assert (d.colours, d.height, d.width) == self.shape
+        assert d.levels == self.levels
         assert d.arena_floats == self.arena_floats
         for launch in d.launches:
             assert launch is None or 0 <= launch[0] < len(d.ops)
@@ -144,7 +145,10 @@ class _Assembler:
                 continue
             m = plan.maps[op.out]
             if isinstance(op, ConstantOp):
-                self.place[op.out] = (self.fixed("data", self.data.add(op.values), op.values.shape[:2], op.out), 0)
+                self.place[op.out] = (
+                    self.fixed("data", self.data.add(op.values), op.values.shape[:2], op.out),
+                    0,
+                )
             elif isinstance(op, ConditionOp):
                 self.condition_offsets[op.key] = self.condition_floats
                 self.place[op.out] = (self.fixed("condition", self.condition_floats, op.extent, op.out), 0)
@@ -186,7 +190,9 @@ class _Assembler:
         if isinstance(op, ConvOp):
             return self.records("conv", [self.conv(op)])
         assert isinstance(op, MapOp)
-        return self.records("map", [self.map(op, part) for part in _runs(op.code, self.plan.maps[op.out].channels)])
+        return self.records(
+            "map", [self.map(op, part) for part in _runs(op.code, self.plan.maps[op.out].channels)]
+        )
 
     def records(self, opcode: str, bodies: Sequence[list[int]]) -> list[list[int]]:
         return [[OPS[opcode], len(body) + 2, *body] for body in bodies]
@@ -228,7 +234,6 @@ class _Assembler:
         if ins.fn == "vector":
             return [code, self.data.add(np.asarray(ins.value)), 0, 0, 0]
         if ins.fn in ("load", "product"):
-            assert ins.refs is not None
             step = stride_of(ins.refs)
             if ins.fn == "product":
                 assert step == 1, "a product is read in order"
@@ -244,7 +249,7 @@ class _Assembler:
 
 def _runs(code: Code, channels: int) -> list[np.ndarray]:
     """Output channels in runs over which every load goes through ascending channels, or stays at one."""
-    loads = [ins.refs for ins in code if ins.refs is not None]
+    loads = [ins.refs for ins in code if len(ins.refs)]
     runs, start = [], 0
     while start < channels:
         end = channels
@@ -368,7 +373,9 @@ _FIELDS["map"] = _FIELDS["conv"]
 def decode(words: np.ndarray) -> Decoded:
     """The inverse of `assemble`, for the reference runtime and for people."""
     w = words.tolist()
-    _, _, _, colours, height, width, levels, arena, condition, n_buffers, n_ops, _, n_launch = w[: C["kHeaderWords"]]
+    _, _, _, colours, height, width, levels, arena, condition, n_buffers, n_ops, _, n_launch = w[
+        : C["kHeaderWords"]
+    ]
     at = C["kHeaderWords"]
     space = {v: k for k, v in _SPACES.items()}
     names = {v: k for k, v in OPS.items()}
@@ -403,4 +410,6 @@ def decode(words: np.ndarray) -> Decoded:
             continue
         launches.append((op, [w[at + 5 * r : at + 5 * r + 5] for r in range(n)]))
         at += 5 * n
-    return Decoded(colours, height, width, levels, arena, condition, tuple(buffers), tuple(ops), tuple(launches))
+    return Decoded(
+        colours, height, width, levels, arena, condition, tuple(buffers), tuple(ops), tuple(launches)
+    )

@@ -6,12 +6,14 @@ was written before, and is still there (a ring slot remembers which row it holds
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import numerics
 from .program import Buffer, Program, Record
 
-_UNARY = {
+_UNARY: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,
     "abs": np.abs,
     "sqrt": np.sqrt,
@@ -22,7 +24,7 @@ _UNARY = {
     "relu": numerics.relu,
     "elu": numerics.elu,
 }
-_BINARY = {
+_BINARY: dict[str, Callable[..., np.ndarray]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -104,7 +106,9 @@ class _Image:
             return np.zeros(n, np.float32)
         at = self.place(b, channel, y, x)
         if b.space == "arena":
-            assert (self.row[at : at + n] == y).all(), f"buffer {buffer} is read at ({y}, {x}) before it is written"
+            assert (self.row[at : at + n] == y).all(), (
+                f"buffer {buffer} is read at ({y}, {x}) before it is written"
+            )
             return self.arena[at : at + n]
         source = self.data if b.space == "data" else self.condition
         assert source is not None

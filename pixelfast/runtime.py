@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from . import _cpu
 from .program import Program
@@ -18,7 +19,8 @@ class Runtime(Protocol):
 
     last_multiply_adds: int
 
-    def run(self, **arguments: Any) -> None: ...
+    @property
+    def run(self) -> Callable[..., None]: ...
 
 
 def load(program: Program, *, backend: str = "cpu", isa: str | None = None) -> Runtime:

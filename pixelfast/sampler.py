@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import passes
 from . import plan as P
 from . import schedule as S
 from .capture import Conditioner, capture, same_everywhere
@@ -82,7 +83,7 @@ def compile(
     examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
     captured = capture(module, shape=shape, levels=head.levels, conditions=examples)
     lowered = lower(captured, head)
-    plan = P.prune(P.split(lowered.plan))
+    plan = passes.prune(passes.split(lowered.plan))
     plan.verify()
     return Sampler(
         plan,
@@ -106,7 +107,7 @@ def _check_shape(shape: Any) -> tuple[int, int, int]:
 
 
 def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:
-    fused = P.fuse(plan, S.lateness(plan, order).__getitem__)
+    fused = passes.fuse(plan, S.lateness(plan, order))
     fused.verify()
     return S.schedule(fused, order)
 
@@ -211,7 +212,9 @@ class Sampler:
         """
         n = _integer("n", n, 0)
         if (given is None) != (known is None):
-            raise ValueError("[sample] given and known come together: the images, and where they are to be kept")
+            raise ValueError(
+                "[sample] given and known come together: the images, and where they are to be kept"
+            )
         if temperature is None or not np.isfinite(temperature) or temperature <= 0:
             raise ValueError(f"[sample] temperature must be positive and finite, got {temperature}")
         if top_k is not None:
@@ -321,7 +324,9 @@ class Sampler:
         """Images as an integer array, in range."""
         array = images.detach().cpu().numpy() if isinstance(images, Tensor) else np.asarray(images)
         if array.dtype == bool or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(f"[{where}] images must be integers in [0, {self.levels}), got dtype {array.dtype}")
+            raise ValueError(
+                f"[{where}] images must be integers in [0, {self.levels}), got dtype {array.dtype}"
+            )
         if array.size and (array.min() < 0 or array.max() >= self.levels):
             raise ValueError(
                 f"[{where}] images must be in [0, {self.levels}), got values from {array.min()} to {array.max()}"
@@ -337,7 +342,9 @@ class Sampler:
             given["labels"] = labels
         names = self._conditioner.names
         if missing := [name for name in names if name not in given]:
-            raise ValueError(f"[{where}] the model is conditioned on {', '.join(names)}: {missing[0]} is missing")
+            raise ValueError(
+                f"[{where}] the model is conditioned on {', '.join(names)}: {missing[0]} is missing"
+            )
         if unknown := [name for name in given if name not in names]:
             known = ", ".join(names) or "nothing"
             raise ValueError(f"[{where}] the model is conditioned on {known}; got {unknown[0]} too")
@@ -361,7 +368,9 @@ class Sampler:
         if tensor.ndim == 0:
             tensor = tensor.expand(n)
         if tensor.shape != (n,):
-            raise ValueError(f"[{where}] {name} must be a number or have shape ({n},), got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"[{where}] {name} must be a number or have shape ({n},), got {tuple(tensor.shape)}"
+            )
         if not dtype.is_floating_point and (tensor.is_floating_point() or tensor.dtype == torch.bool):
             raise ValueError(f"[{where}] {name} must be integers, got {tensor.dtype}")
         if name in self._classes and n and (tensor.min() < 0 or tensor.max() >= self._classes[name]):

@@ -14,17 +14,22 @@ ready, and not after anything that reads it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read, split_by_readers
+from . import passes
+from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read
 
 NEVER = np.iinfo(np.int32).max
 kFetch = 4  # multiply-adds that take as long as fetching a weight from the second or third level cache
 kLaunch = 5000  # multiply-adds that take as long as starting an op
+
+
+Box = tuple[slice, slice]
 
 
 class CausalityError(ValueError):
@@ -64,7 +69,7 @@ def known(shape: tuple[int, int, int]) -> Order:
 # --- readiness --------------------------------------------------------------------------------------------------
 
 
-def _overlap(read: Read, out: tuple[int, int], grid: tuple[int, int]) -> tuple[tuple[slice, slice], ...]:
+def _overlap(read: Read, out: tuple[int, int], grid: tuple[int, int]) -> tuple[Box, Box]:
     """The positions of an op whose read falls on the map, and the positions of the map that they read."""
     here, there = [], []
     for size, extent, offset, stride in zip(out, grid, (read.dy, read.dx), read.stride, strict=True):
@@ -74,7 +79,7 @@ def _overlap(read: Read, out: tuple[int, int], grid: tuple[int, int]) -> tuple[t
         here.append(slice(first, first + count))
         start = first * stride + offset
         there.append(slice(start, start + (count - 1) * stride + 1, stride) if count else slice(0, 0))
-    return tuple(here), tuple(there)
+    return (here[0], here[1]), (there[0], there[1])
 
 
 class _Dependence:
@@ -82,9 +87,9 @@ class _Dependence:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.reads: list[list[tuple[Read, tuple[slice, slice], tuple[slice, slice]]]] = []
+        self.reads: list[list[tuple[Read, Box, Box]]] = []
         for op in plan.ops:
-            found = []
+            found: list[tuple[Read, Box, Box]] = []
             for read in plan.reads(op):
                 source = plan.maps[read.map]
                 found.append((read, *_overlap(read, plan.grid(op), (source.height, source.width))))
@@ -159,7 +164,7 @@ def _culprit(plan: Plan, order: Order) -> str:
     distributions alone do not tell, it is the one that reads the image itself (a mask of type B for one of type A),
     and else the one that leaves the most to be seen inside.
     """
-    finer = split_by_readers(plan)
+    finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
     ready, due = dependence.readiness(order), dependence.deadlines(order)
     of_map = {op.out: r for op, r in zip(finer.ops, ready, strict=True) if not isinstance(op, HeadOp)}
@@ -172,7 +177,11 @@ def _culprit(plan: Plan, order: Order) -> str:
     best, best_rank = "", (-1, False, False, -1)
     for where, reads in leaks.items():
         mended = dependence.readiness(order, {i: due[i] for i, _ in reads})
-        heads = [(r, order.steps[op.colour]) for op, r in zip(finer.ops, mended, strict=True) if isinstance(op, HeadOp)]
+        heads = [
+            (r, order.steps[op.colour])
+            for op, r in zip(finer.ops, mended, strict=True)
+            if isinstance(op, HeadOp)
+        ]
         if all((r <= t).all() for r, t in heads):
             mixes = any(isinstance(finer.ops[i], ConvOp) for i, _ in reads)
             first = any(read.map in images for _, read in reads)
@@ -213,7 +222,9 @@ def find_skew(plan: Plan) -> int:
 def lateness(plan: Plan, order: Order) -> list[float]:
     """For each map, how late it is ready: the mean over positions."""
     ready = _Dependence(plan).readiness(order)
-    found = {op.out: float(r.mean()) for op, r in zip(plan.ops, ready, strict=True) if not isinstance(op, HeadOp)}
+    found = {
+        op.out: float(r.mean()) for op, r in zip(plan.ops, ready, strict=True) if not isinstance(op, HeadOp)
+    }
     return [found[m] for m in range(len(plan.maps))]
 
 
@@ -311,12 +322,14 @@ class Schedule:
             in_order = np.argsort(when, kind="stable")
             when, positions = when[in_order], positions[in_order]
             bounds = np.flatnonzero(np.diff(when, prepend=-1, append=-1))
-            found += [(int(when[a]), i, positions[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+            found += [(int(when[a]), i, positions[a:b]) for a, b in itertools.pairwise(bounds)]
         yield from sorted(found, key=lambda launch: launch[:2])
 
     def verify(self) -> None:
         plan = self.plan
-        steps_of = {op.out: s for op, s in zip(plan.ops, self.steps, strict=True) if not isinstance(op, HeadOp)}
+        steps_of = {
+            op.out: s for op, s in zip(plan.ops, self.steps, strict=True) if not isinstance(op, HeadOp)
+        }
         for i, op in enumerate(plan.ops):
             ran = self.steps[i] != NEVER
             assert (self.steps[i][ran] >= self.ready[i][ran]).all(), plan.name_of(op)
@@ -385,4 +398,3 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
             home, plan.maps[members[0]].width, channels, rows, int(written.min()), int(read.max())
         )
     return rings
-

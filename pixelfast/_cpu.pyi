@@ -1,0 +1,37 @@
+"""The native cpu runtime. See csrc/cpu/bind.cpp."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+def opcodes() -> dict[str, int]: ...
+def functions() -> dict[str, tuple[int, int]]: ...
+def constants() -> dict[str, int]: ...
+def isas() -> list[str]: ...
+def default_isa() -> str: ...
+def default_threads() -> int: ...
+def math(name: str, x: np.ndarray | tuple[np.ndarray, ...], isa: str = "") -> np.ndarray: ...
+def peak(isa: str = "", threads: int = 1, seconds: float = 0.2) -> float: ...
+
+class Program:
+    last_multiply_adds: int
+    isa: str
+    arena_nbytes: int
+    weights_nbytes: int
+    def __init__(self, words: np.ndarray, data: np.ndarray, isa: str | None = None) -> None: ...
+    def run(
+        self,
+        *,
+        images: np.ndarray,
+        log_prob: np.ndarray,
+        given: np.ndarray | bool | None = None,
+        conditions: np.ndarray | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        threads: int = 0,
+        chunk: int = 0,
+        progress: Callable[[float], object] | None = None,
+    ) -> None: ...

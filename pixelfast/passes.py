@@ -1,0 +1,294 @@
+"""Passes: from what lowering yields to what is scheduled, each a function from plan to plan.
+
+    split   channels of one map whose dependence on other maps differs become maps of their own (the colours of a
+            pixel, masked channel groups), so that all channels at a position become ready together
+    prune   drops maps that no head depends on
+    fuse    moves elementwise expressions into each other and into the products that feed them
+
+None of them changes a bit of any result: sums keep their order, and expressions are evaluated as written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .plan import (
+    ZERO,
+    Builder,
+    Code,
+    ConstantOp,
+    ConvOp,
+    HeadOp,
+    InputOp,
+    Instruction,
+    Map,
+    MapOp,
+    Op,
+    Plan,
+    Read,
+    stride_of,
+)
+
+# --- split ----------------------------------------------------------------------------------------------------
+
+Groups = dict[int, list[np.ndarray]]  # for each map, its channels (0-based) in groups
+
+
+def _groups(keys: Sequence[object]) -> list[np.ndarray]:
+    """Indices of equal keys, groups in the order of their first member."""
+    found: dict[object, list[int]] = {}
+    for i, key in enumerate(keys):
+        found.setdefault(key, []).append(i)
+    return [np.array(members) for members in found.values()]
+
+
+def split(plan: Plan) -> Plan:
+    """Refine maps until all channels of a map depend on the same maps through the same taps."""
+    groups: Groups = {}
+    group_of = np.full(
+        sum(m.channels for m in plan.maps) + 1, ZERO, np.int64
+    )  # by channel; the last serves ZERO
+    count = 0
+    for op in plan.ops:
+        if isinstance(op, HeadOp):
+            continue
+        keys: list[object] = [()] * plan.maps[op.out].channels
+        if isinstance(op, ConvOp):
+            assert not op.code, "split comes before fuse"
+            sources = group_of[op.refs]
+            names = np.unique(sources)
+            if len(names):
+                alive = np.stack([(op.weight[:, sources == g] != 0).any(axis=1) for g in names])
+                keys = [alive[:, :, j].tobytes() for j in range(op.products)]
+        elif isinstance(op, MapOp):
+            loads = [group_of[ins.refs].tolist() for ins in op.code if ins.fn == "load"]
+            keys = list(zip(*loads, strict=True)) or keys
+        groups[op.out] = _groups(keys)
+        for members in groups[op.out]:
+            group_of[plan.maps[op.out].first + members] = count
+            count += 1
+    return _regroup(plan, groups)
+
+
+def split_by_readers(plan: Plan) -> Plan:
+    """Refine maps until all channels of a map are read by the same ops and reach the same heads."""
+    groups: Groups = {}
+    readers: list[set] = [set() for _ in range(sum(m.channels for m in plan.maps) + 1)]
+    for i, op in reversed(list(enumerate(plan.ops))):
+        if isinstance(op, HeadOp):
+            for ref in op.refs.tolist():
+                readers[ref].add((i, 0))
+            continue
+        m = plan.maps[op.out]
+        groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
+        for g, members in enumerate(groups[op.out]):
+            read: list[int] = []
+            if isinstance(op, ConvOp):
+                read = op.refs[(op.weight[:, :, members] != 0).any(axis=(0, 2))].tolist()
+            elif isinstance(op, MapOp):
+                read = [r for ins in op.code if ins.fn == "load" for r in ins.refs[members].tolist()]
+            for ref in read:
+                readers[ref].add((i, g))
+    return _regroup(plan, groups)
+
+
+def _regroup(plan: Plan, groups: Groups) -> Plan:
+    """The same plan with each group of channels as a map of its own; a map's groups lie side by side."""
+    build = Builder()
+    renumbered = np.full(sum(m.channels for m in plan.maps) + 1, ZERO, np.int64)
+    homes: dict[int, int] = {}
+    for op in plan.ops:
+        if isinstance(op, HeadOp):
+            refs = renumbered[op.refs]
+            if stride_of(refs) != 1:  # a runtime reads a head's parameters in order
+                out = build.map(f"head.{op.colour}.parameters", *plan.shape[1:], len(refs))
+                build.add(MapOp(out, (Instruction("load", refs=refs),), op.where))
+                refs = build.refs(out)
+            build.add(replace(op, refs=refs))
+            continue
+        old = plan.maps[op.out]
+        at = old.home_channel
+        for g, members in enumerate(groups[op.out]):
+            name = old.name if len(groups[op.out]) == 1 else f"{old.name}/{g}"
+            new = build.map(name, old.height, old.width, len(members), homes.get(old.home), at)
+            homes.setdefault(old.home, new)
+            at += len(members)
+            renumbered[old.first + members] = build.refs(new)
+            build.add(_part(op, new, members, renumbered))
+    return build.plan(plan.shape, plan.levels)
+
+
+def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
+    """The op, for some channels of its map only. Sums run over ascending channels, as numbered anew."""
+    if isinstance(op, ConvOp):
+        refs = renumbered[op.refs]
+        ascending = np.argsort(refs, kind="stable")
+        weight = np.ascontiguousarray(op.weight[:, ascending][:, :, members])
+        bias = None if op.bias is None else op.bias[members]
+        return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias)
+    if isinstance(op, MapOp):
+        return replace(op, out=out, code=_renumber(tuple(ins.select(members) for ins in op.code), renumbered))
+    if isinstance(op, InputOp):
+        return replace(op, out=out, table=np.ascontiguousarray(op.table[:, members]))
+    if isinstance(op, ConstantOp):
+        return replace(op, out=out, values=np.ascontiguousarray(op.values[:, :, members]))
+    assert not isinstance(op, HeadOp)
+    return replace(op, out=out)
+
+
+def _renumber(code: Code, renumbered: np.ndarray) -> Code:
+    return tuple(replace(ins, refs=renumbered[ins.refs]) if ins.fn == "load" else ins for ins in code)
+
+
+# --- prune ----------------------------------------------------------------------------------------------------
+
+
+def prune(plan: Plan) -> Plan:
+    """Drop the maps that no head depends on."""
+    needed: set[int] = set()
+    for op in reversed(plan.ops):
+        if isinstance(op, HeadOp) or op.out in needed:
+            needed.update(read.map for read in plan.reads(op))
+    return _keep(plan, [op for op in plan.ops if isinstance(op, HeadOp) or op.out in needed])
+
+
+def _keep(plan: Plan, ops: Sequence[Op]) -> Plan:
+    """A plan of these ops and the maps that they write, renumbered."""
+    kept = sorted(op.out for op in ops if not isinstance(op, HeadOp))
+    new_index = {old: new for new, old in enumerate(kept)}
+    total = sum(m.channels for m in plan.maps)
+    renumbered = np.full(total + 1, ZERO, np.int64)
+    maps, first = [], 0
+    homes: dict[int, int] = {}
+    for old in kept:
+        m = plan.maps[old]
+        homes.setdefault(m.home, new_index[old])
+        maps.append(replace(m, first=first, home=homes[m.home]))
+        renumbered[m.first : m.first + m.channels] = np.arange(first, first + m.channels)
+        first += m.channels
+
+    def rewrite(op: Op) -> Op:
+        if isinstance(op, HeadOp):
+            return replace(op, refs=renumbered[op.refs])
+        if isinstance(op, ConvOp):
+            refs = renumbered[op.refs]
+            return replace(op, out=new_index[op.out], refs=refs, code=_renumber(op.code, renumbered))
+        if isinstance(op, MapOp):
+            return replace(op, out=new_index[op.out], code=_renumber(op.code, renumbered))
+        return replace(op, out=new_index[op.out])
+
+    return Plan(plan.shape, plan.levels, tuple(maps), tuple(rewrite(op) for op in ops))
+
+
+# --- fuse -----------------------------------------------------------------------------------------------------
+
+
+def fuse(plan: Plan, lateness: Sequence[float]) -> Plan:
+    """Evaluate expressions where their operands are made.
+
+    An expression that alone reads another expression takes it in; a product that is read by one expression only takes
+    that expression as its epilogue. Where an expression reads several such products, the one that is ready last takes
+    it (`lateness` by map, larger is later): the others can then run earlier, in larger batches.
+    """
+    fusion = _Fusion(plan)
+    for i in sorted(fusion.ops):
+        fusion.inline(i)
+    for i in sorted(fusion.ops):
+        fusion.attach(i, lateness)
+    return _keep(plan, [fusion.ops[i] for i in sorted(fusion.ops)])
+
+
+class _Fusion:
+    """A plan while its ops are fused: ops by index, who writes each map, who reads it."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.ops: dict[int, Op] = dict(enumerate(plan.ops))
+        self.writer = {op.out: i for i, op in self.ops.items() if not isinstance(op, HeadOp)}
+        self.readers: dict[int, set[int]] = {m: set() for m in range(len(plan.maps))}
+        for i, op in self.ops.items():
+            for read in plan.reads(op):
+                self.readers[read.map].add(i)
+
+    def absorbable(self, i: int, op: MapOp) -> list[int]:
+        """The maps that op i alone reads, and only at its own position, with all channels of a load from one map."""
+        here = self.plan.maps[op.out]
+        reads = self.plan.reads(op)
+        found = []
+        for m in dict.fromkeys(read.map for read in reads):
+            there = self.plan.maps[m]
+            if (
+                self.readers[m] == {i}
+                and (here.height, here.width) == (there.height, there.width)
+                and all(read == Read(m, 0, 0) for read in reads if read.map == m)
+                and all(_reads(ins, there) in (0, len(ins.refs)) for ins in op.code)
+            ):
+                found.append(m)
+        return found
+
+    def inline(self, i: int) -> None:
+        """Take expressions that only op i reads into op i."""
+        while True:
+            op = self.ops[i]
+            if not isinstance(op, MapOp):
+                return
+            for m in self.absorbable(i, op):
+                producer = self.ops.get(self.writer[m])
+                if isinstance(producer, MapOp):
+                    break
+            else:
+                return
+            self.ops[i] = replace(op, code=_inline(op.code, self.plan.maps[m], producer.code))
+            del self.ops[self.writer[m]]
+            for read in self.plan.reads(producer):
+                self.readers[read.map] = self.readers[read.map] - {self.writer[m]} | {i}
+
+    def attach(self, i: int, lateness: Sequence[float]) -> None:
+        """Make op i the epilogue of the latest of the products that only it reads."""
+        op = self.ops[i]
+        if not isinstance(op, MapOp) or any(
+            ins.fn == "load" and stride_of(ins.refs) is None for ins in op.code
+        ):
+            return
+        found: list[tuple[float, int, ConvOp]] = []
+        for m in self.absorbable(i, op):
+            producer = self.ops.get(self.writer[m])
+            in_order = all(stride_of(ins.refs) == 1 for ins in op.code if _reads(ins, self.plan.maps[m]))
+            if isinstance(producer, ConvOp) and not producer.code and in_order:
+                found.append((lateness[m], m, producer))
+        if not found:
+            return
+        _, m, conv = max(found, key=lambda f: f[:2])
+        source = self.plan.maps[m]
+        code = tuple(
+            replace(ins, fn="product", refs=ins.refs - source.first) if _reads(ins, source) else ins
+            for ins in op.code
+        )
+        del self.ops[self.writer[m]]
+        self.ops[i] = replace(conv, out=op.out, code=code)
+
+
+def _reads(ins: Instruction, m: Map) -> int:
+    """How many channels a load takes from the map."""
+    if ins.fn != "load":
+        return 0
+    return int(((ins.refs >= m.first) & (ins.refs < m.first + m.channels)).sum())
+
+
+def _inline(code: Code, m: Map, producer: Code) -> Code:
+    """`code` with every load of map `m` replaced by the expression that writes it."""
+    result: list[Instruction] = []
+    place: list[int] = []
+    for ins in code:
+        if _reads(ins, m):
+            base = len(result)
+            for inner in producer:
+                chosen = inner.select(ins.refs - m.first)
+                result.append(replace(chosen, args=tuple(base + a for a in inner.args)))
+        else:
+            result.append(replace(ins, args=tuple(place[a] for a in ins.args)))
+        place.append(len(result) - 1)
+    return tuple(result)
