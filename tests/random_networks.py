@@ -235,7 +235,8 @@ class RandomNetwork(nn.Module):
         own = [c % self.channels if k % 2 else c * self.channels // outputs for c in range(outputs)]
         kernel = KERNELS[k % len(KERNELS)]
         anchor = min(kernel[0] - 1 + j % 2, 2), min(kernel[1] // 2 + k % 2, 2)
-        dilation = 1 if anchor[0] == kernel[0] else 1 + (i + k) % 2  # no crop beyond the grid
+        shifts = anchor[0] == kernel[0] or anchor[1] == kernel[1]
+        dilation = 1 if shifts else 1 + (i + k) % 2  # no crop beyond the grid
         step = Masked(self.values[at], tuple(own), kernel, anchor, dilation)
         self._add(step, (at,), Value("causal", tuple(own)))
 

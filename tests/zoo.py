@@ -58,6 +58,7 @@ class Case:
     def __init__(self, module: nn.Module, shape: tuple[int, int, int]):
         self.module, self.shape = module, shape
         self._samplers: dict[tuple, pf.Sampler] = {}
+        self._schedules: dict[str, S.Schedule] = {}
 
     @functools.cached_property
     def _captured(self) -> pf.Sampler:
@@ -71,13 +72,18 @@ class Case:
     def sampler(self, order: str = "raster", backend: str = "cpu", isa: str | None = None) -> pf.Sampler:
         key = order, backend, isa
         if key not in self._samplers:
-            self._samplers[key] = recompile(self._captured, self.order(order), backend=backend, isa=isa)
+            self._samplers[key] = recompile(self._captured, self._schedule(order), backend=backend, isa=isa)
         return self._samplers[key]
 
     def order(self, name: str) -> S.Order:
         if name == "raster":
             return S.raster(self.shape)
         return S.wavefront(self.shape, S.find_skew(self.plan))
+
+    def _schedule(self, order: str) -> S.Schedule:
+        if order not in self._schedules:
+            self._schedules[order] = _schedule(self.plan, self.order(order))
+        return self._schedules[order]
 
     def labels(self, n: int, first: int = 0) -> dict[str, Tensor]:
         return labels_of(self.module, n, first)
@@ -91,12 +97,12 @@ class Case:
 
 
 def recompile(
-    sampler: pf.Sampler, order: S.Order, *, backend: str = "cpu", isa: str | None = None
+    sampler: pf.Sampler, schedule: S.Schedule, *, backend: str = "cpu", isa: str | None = None
 ) -> pf.Sampler:
     """A sampler of the same captured model, without capturing it again."""
     return pf.Sampler(
         sampler._plan,
-        _schedule(sampler._plan, order),
+        schedule,
         conditioner=sampler._conditioner,
         conditions=sampler._conditions,
         classes=sampler._classes,
@@ -107,7 +113,7 @@ def recompile(
 
 def logits_of(sampler: pf.Sampler, images: Tensor, **labels: Any) -> np.ndarray:
     """float32 (N, C, H, W, parameters): what the heads read while the reference runtime scores the images."""
-    runtime = recompile(sampler, S.known(sampler.shape), backend="reference")
+    runtime = recompile(sampler, sampler.schedule, backend="reference")
     seen: dict[tuple, np.ndarray] = {}
     plain = reference._Image.head
 
