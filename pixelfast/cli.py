@@ -1,4 +1,4 @@
-"""The command `pixelfast`. PyTorch is imported only by the commands that need it, so that help is quick."""
+"""The command `pixelfast`. Each subcommand imports what it needs when it is chosen."""
 
 from __future__ import annotations
 
@@ -380,7 +380,7 @@ def _by(shape: Sequence[int]) -> str:
 
 
 _COMMANDS = {
-    "train": _Command("train a model on a folder of images", _train_arguments, _train),
+    "train": _Command("train a model on a data set", _train_arguments, _train),
     "sample": _Command("draw images from a model", _sample_arguments, _sample),
     "eval": _Command("measure a model's bits per dimension on a data set", _eval_arguments, _eval),
     "info": _Command("show a model, its receptive field, its plan and its schedule", _info_arguments, _info),
