@@ -52,6 +52,7 @@ def split(plan: Plan) -> Plan:
         sum(m.channels for m in plan.maps) + 1, ZERO, np.int64
     )  # by channel; the last serves ZERO
     count = 0
+    so_far: dict[int, list[list[object]]] = {}
     for op in plan.ops:
         if isinstance(op, HeadOp):
             continue
@@ -66,7 +67,8 @@ def split(plan: Plan) -> Plan:
         elif isinstance(op, MapOp):
             loads = [group_of[ins.refs].tolist() for ins in op.code if ins.fn == "load"]
             keys = list(zip(*loads, strict=True)) or keys
-        groups[op.out] = _groups(keys)
+        so_far.setdefault(op.out, []).append(keys)  # of all ops that write the map
+        groups[op.out] = _groups(list(zip(*so_far[op.out], strict=True)))
         for members in groups[op.out]:
             group_of[plan.maps[op.out].first + members] = count
             count += 1
@@ -83,7 +85,8 @@ def split_by_readers(plan: Plan) -> Plan:
                 readers[ref].add((i, 0))
             continue
         m = plan.maps[op.out]
-        groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
+        if op.out not in groups:
+            groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
         for g, members in enumerate(groups[op.out]):
             read: list[int] = []
             if isinstance(op, ConvOp):
@@ -100,6 +103,7 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
     build = Builder()
     renumbered = np.full(sum(m.channels for m in plan.maps) + 1, ZERO, np.int64)
     homes: dict[int, int] = {}
+    parts: dict[tuple[int, int], int] = {}
     for op in plan.ops:
         if isinstance(op, HeadOp):
             refs = renumbered[op.refs]
@@ -112,9 +116,13 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
         old = plan.maps[op.out]
         at = old.home_channel
         for g, members in enumerate(groups[op.out]):
-            name = old.name if len(groups[op.out]) == 1 else f"{old.name}/{g}"
-            new = build.map(name, old.height, old.width, len(members), homes.get(old.home), at)
-            homes.setdefault(old.home, new)
+            if (op.out, g) not in parts:
+                name = old.name if len(groups[op.out]) == 1 else f"{old.name}/{g}"
+                parts[op.out, g] = build.map(
+                    name, old.height, old.width, len(members), homes.get(old.home), at
+                )
+                homes.setdefault(old.home, parts[op.out, g])
+            new = parts[op.out, g]
             at += len(members)
             renumbered[old.first + members] = build.refs(new)
             build.add(_part(op, new, members, renumbered))
@@ -157,7 +165,7 @@ def prune(plan: Plan) -> Plan:
 
 def _keep(plan: Plan, ops: Sequence[Op]) -> Plan:
     """A plan of these ops and the maps that they write, renumbered."""
-    kept = sorted(op.out for op in ops if not isinstance(op, HeadOp))
+    kept = sorted({op.out for op in ops if not isinstance(op, HeadOp)})
     new_index = {old: new for new, old in enumerate(kept)}
     total = sum(m.channels for m in plan.maps)
     renumbered = np.full(total + 1, ZERO, np.int64)
@@ -257,7 +265,8 @@ class _Fusion:
         for m in self.absorbable(i, op):
             producer = self.ops.get(self.writer[m])
             in_order = all(stride_of(ins.refs) == 1 for ins in op.code if _reads(ins, self.plan.maps[m]))
-            if isinstance(producer, ConvOp) and not producer.code and in_order:
+            alone = isinstance(producer, ConvOp) and not producer.code and producer.phase == (0, 0, 1, 1)
+            if isinstance(producer, ConvOp) and alone and in_order:
                 found.append((lateness[m], m, producer))
         if not found:
             return

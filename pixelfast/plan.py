@@ -105,7 +105,11 @@ class ConditionOp:
 
 @dataclass(frozen=True, eq=False)
 class ConvOp:
-    """out[y, x] = code(bias + sum_t sum_i in[refs[i]][sy*y + dy_t, sx*x + dx_t] * weight[t, i])."""
+    """out[y, x] = code(bias + sum_t sum_i in[refs[i]][sy*y + dy_t, sx*x + dx_t] * weight[t, i]).
+
+    A transposed convolution is one such op for each phase of its output: with `phase` (p_y, p_x, s_y, s_x), position
+    (y, x) of the op is position (s_y*y + p_y, s_x*x + p_x) of the map, which several ops then write together.
+    """
 
     out: int
     refs: np.ndarray  # (in,)
@@ -113,6 +117,7 @@ class ConvOp:
     weight: np.ndarray  # float32 (taps, in, products)
     bias: np.ndarray | None  # float32 (products,)
     stride: tuple[int, int] = (1, 1)
+    phase: tuple[int, int, int, int] = (0, 0, 1, 1)
     code: Code = ()
     where: str = "conv"
 
@@ -199,25 +204,33 @@ class Plan:
         return list(found)
 
     def grid(self, op: Op) -> tuple[int, int]:
+        """The positions that the op runs at."""
         if isinstance(op, HeadOp):
             return self.shape[1:]
-        return self.maps[op.out].height, self.maps[op.out].width
+        rows, columns = self.written(op)
+        m = self.maps[op.out]
+        return len(range(m.height)[rows]), len(range(m.width)[columns])
+
+    def written(self, op: Op) -> tuple[slice, slice]:
+        """The positions of its map that the op writes."""
+        p_y, p_x, s_y, s_x = op.phase if isinstance(op, ConvOp) else (0, 0, 1, 1)
+        return slice(p_y, None, s_y), slice(p_x, None, s_x)
 
     def verify(self) -> None:
-        """Assert what every pass must keep: numbering, shapes, one writer a map, topological order."""
-        written: set[int] = set()
+        """Assert what every pass must keep: numbering, shapes, every position written once, topological order."""
+        written: dict[int, np.ndarray] = {}
         total = sum(m.channels for m in self.maps)
         assert [m.first for m in self.maps] == np.cumsum([0, *(m.channels for m in self.maps)])[:-1].tolist()
         for op in self.ops:
             for read in self.reads(op):
-                assert read.map in written, (
-                    f"{op.where} reads {self.maps[read.map].name} before it is written"
-                )
+                whole = read.map in written and written[read.map].all()
+                assert whole, f"{op.where} reads {self.maps[read.map].name} before it is written"
             if isinstance(op, HeadOp):
                 continue
             out = self.maps[op.out]
-            assert op.out not in written, f"{out.name} is written twice"
-            written.add(op.out)
+            done = written.setdefault(op.out, np.zeros((out.height, out.width), bool))
+            assert not done[self.written(op)].any(), f"{out.name} is written twice"
+            done[self.written(op)] = True
             width = out.channels
             if isinstance(op, ConvOp):
                 assert op.weight.shape[:2] == (len(op.offsets), len(op.refs))
@@ -225,6 +238,7 @@ class Plan:
                 assert op.refs.max(initial=ZERO) < total
                 assert op.bias is None or op.bias.shape == (op.products,)
                 assert op.code or op.products == width
+                assert not op.code or op.phase == (0, 0, 1, 1)
             for ins in getattr(op, "code", ()):
                 assert len(ins.refs) in (0, width)
         assert len(written) == len(self.maps)

@@ -197,8 +197,21 @@ class _Assembler:
     def records(self, opcode: str, bodies: Sequence[list[int]]) -> list[list[int]]:
         return [[OPS[opcode], len(body) + 2, *body] for body in bodies]
 
-    def conv(self, op: ConvOp) -> list[int]:
+    def phase(self, op: ConvOp) -> tuple[int, int]:
+        """Where a conv writes: (buffer, first channel). One phase of a map is a buffer of longer strides."""
         buffer, channel = self.place[op.out]
+        p_y, p_x, s_y, s_x = op.phase
+        if (s_y, s_x) == (1, 1):
+            return buffer, channel
+        b = self.buffers[buffer]
+        height, width = self.plan.grid(op)
+        offset = b.offset + p_y * b.row_stride + p_x * b.col_stride
+        rows, row_stride, col_stride = b.rows // s_y, b.row_stride * s_y, b.col_stride * s_x
+        self.buffers.append(Buffer(b.space, offset, height, width, b.channels, rows, row_stride, col_stride))
+        return len(self.buffers) - 1, channel
+
+    def conv(self, op: ConvOp) -> list[int]:
+        buffer, channel = self.phase(op)
         sources = self.plan.map_of(op.refs)
         taps: list[list[int]] = []
         rows: list[np.ndarray] = []

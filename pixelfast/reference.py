@@ -1,7 +1,7 @@
 """The reference runtime: a Program, run in plain Python, one position at a time. Slow, obvious, no options.
 
 It defines what a runtime computes. It also asserts what a native runtime cannot afford to: everything that is read
-was written before, and is still there (a ring slot remembers which row it holds).
+was written before, and is still there (a ring slot remembers how often the ring had gone round).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Image:
         self.owner, self.pixels, self.log_prob, self.known = owner, pixels, log_prob, known
         self.index, self.seed = index, seed
         self.arena = np.full(owner.program.arena_floats, np.nan, np.float32)
-        self.row = np.full(owner.program.arena_floats, -1, np.int64)  # which row each float belongs to
+        self.turn = np.full(owner.program.arena_floats, -1, np.int64)  # of its ring, when each float was written
         self.data = owner.program.data
 
     def step(self, op: Record, y: int, x: int) -> None:
@@ -106,9 +106,8 @@ class _Image:
             return np.zeros(n, np.float32)
         at = self.place(b, channel, y, x)
         if b.space == "arena":
-            assert (self.row[at : at + n] == y).all(), (
-                f"buffer {buffer} is read at ({y}, {x}) before it is written"
-            )
+            written = (self.turn[at : at + n] == y // b.rows).all()
+            assert written, f"buffer {buffer} is read at ({y}, {x}) before it is written"
             return self.arena[at : at + n]
         source = self.data if b.space == "data" else self.condition
         assert source is not None
@@ -118,7 +117,7 @@ class _Image:
         b = self.owner.decoded.buffers[buffer]
         at = self.place(b, channel, y, x)
         self.arena[at : at + len(values)] = values
-        self.row[at : at + len(values)] = y
+        self.turn[at : at + len(values)] = y // b.rows
 
     def product(self, op: Record, y: int, x: int) -> np.ndarray:
         f = op.fields

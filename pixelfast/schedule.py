@@ -15,7 +15,7 @@ ready, and not after anything that reads it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,7 +101,7 @@ class _Dependence:
         `cut`: for some ops, the step after which what they read is ignored.
         """
         plan = self.plan
-        of_map: dict[int, np.ndarray] = {}
+        of_map = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
         result = []
         for i, (op, reads) in enumerate(zip(plan.ops, self.reads, strict=True)):
             ready = np.zeros(plan.grid(op), np.int32)
@@ -113,17 +113,17 @@ class _Dependence:
                     source = np.where(source > cut[i][here], 0, source)
                 np.maximum(ready[here], source, out=ready[here])
             if not isinstance(op, HeadOp):
-                of_map[op.out] = ready
+                of_map[op.out][plan.written(op)] = ready
             result.append(ready)
         return result
 
     def deadlines(self, order: Order) -> list[np.ndarray]:
         """int32 (height, width) per op: the earliest step whose distribution depends on the element."""
         plan = self.plan
-        of_map = {i: np.full((m.height, m.width), NEVER, np.int32) for i, m in enumerate(plan.maps)}
+        of_map = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
         result: list[np.ndarray] = []
         for op, reads in zip(reversed(plan.ops), reversed(self.reads), strict=True):
-            due = order.steps[op.colour] if isinstance(op, HeadOp) else of_map[op.out]
+            due = order.steps[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
             for read, here, there in reads:
                 np.minimum(of_map[read.map][there], due[here], out=of_map[read.map][there])
             result.append(due)
@@ -133,6 +133,15 @@ class _Dependence:
         ready = self.readiness(order)
         heads = ((op, r) for op, r in zip(self.plan.ops, ready, strict=True) if isinstance(op, HeadOp))
         return all((r <= order.steps[op.colour]).all() for op, r in heads)
+
+
+def on_maps(plan: Plan, of_ops: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """From a value per position of each op to one per position of each map."""
+    result = [np.zeros((m.height, m.width), of_ops[0].dtype) for m in plan.maps]
+    for op, values in zip(plan.ops, of_ops, strict=True):
+        if not isinstance(op, HeadOp):
+            result[op.out][plan.written(op)] = values
+    return result
 
 
 def check_causal(plan: Plan, order: Order) -> None:
@@ -167,7 +176,7 @@ def _culprit(plan: Plan, order: Order) -> str:
     finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
     ready, due = dependence.readiness(order), dependence.deadlines(order)
-    of_map = {op.out: r for op, r in zip(finer.ops, ready, strict=True) if not isinstance(op, HeadOp)}
+    of_map = on_maps(finer, ready)
     images = {op.out for op in finer.ops if isinstance(op, InputOp)}
     leaks: dict[str, list[tuple[int, Read]]] = {}
     for i, op in enumerate(finer.ops):
@@ -221,11 +230,7 @@ def find_skew(plan: Plan) -> int:
 
 def lateness(plan: Plan, order: Order) -> list[float]:
     """For each map, how late it is ready: the mean over positions."""
-    ready = _Dependence(plan).readiness(order)
-    found = {
-        op.out: float(r.mean()) for op, r in zip(plan.ops, ready, strict=True) if not isinstance(op, HeadOp)
-    }
-    return [found[m] for m in range(len(plan.maps))]
+    return [float(ready.mean()) for ready in on_maps(plan, _Dependence(plan).readiness(order))]
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -327,9 +332,7 @@ class Schedule:
 
     def verify(self) -> None:
         plan = self.plan
-        steps_of = {
-            op.out: s for op, s in zip(plan.ops, self.steps, strict=True) if not isinstance(op, HeadOp)
-        }
+        steps_of = on_maps(plan, self.steps)
         for i, op in enumerate(plan.ops):
             ran = self.steps[i] != NEVER
             assert (self.steps[i][ran] >= self.ready[i][ran]).all(), plan.name_of(op)
@@ -364,11 +367,12 @@ def schedule(plan: Plan, order: Order) -> Schedule:
         elif isinstance(op, ConstantOp | ConditionOp):
             steps[i] = np.zeros(plan.grid(op), np.int32)
         else:
-            steps[i] = _lazy_steps(ready[i], due[op.out])
+            written = plan.written(op)
+            steps[i] = _lazy_steps(ready[i], due[op.out][written])
             when = np.where(steps[i] == NEVER, np.iinfo(np.int64).max, steps[i].astype(np.int64) * count + i)
-            first[op.out] = when.min(axis=1, initial=np.iinfo(np.int64).max)
-            ran = np.where(steps[i] == NEVER, -1, when).max(axis=1, initial=-1)
-            last[op.out] = np.maximum(last[op.out], ran)
+            first[op.out][written[0]] = np.minimum(first[op.out][written[0]], when.min(axis=1))
+            ran = np.where(steps[i] == NEVER, -1, when).max(axis=1)
+            last[op.out][written[0]] = np.maximum(last[op.out][written[0]], ran)
         for read, here, there in dependence.reads[i]:
             np.minimum(due[read.map][there], steps[i][here], out=due[read.map][there])
             rows = np.where(steps[i] == NEVER, -1, steps[i].astype(np.int64) * count + i)[here]
@@ -383,9 +387,12 @@ def schedule(plan: Plan, order: Order) -> Schedule:
 def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[int, Ring]:
     """As few rows per home as never hold two rows that are alive at once in one slot."""
     homes: dict[int, list[int]] = {}
-    stored = [op.out for op in plan.ops if isinstance(op, InputOp | ConvOp | MapOp)]
-    for m in stored:
-        homes.setdefault(plan.maps[m].home, []).append(m)
+    phases: dict[int, int] = {}
+    for op in plan.ops:
+        if isinstance(op, InputOp | ConvOp | MapOp):
+            home = plan.maps[op.out].home
+            homes.setdefault(home, []).append(op.out)
+            phases[home] = plan.written(op)[0].step
     rings = {}
     for home, members in homes.items():
         height = plan.maps[members[0]].height
@@ -393,6 +400,7 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
         read = np.max([last[m] for m in members], axis=0)
         after = np.minimum.accumulate(written[::-1])[::-1]  # first write to this row or any later one
         rows = next((r for r in range(1, height) if (read[:-r] < after[r:]).all()), height)
+        rows = -(-rows // phases[home]) * phases[home]  # so that a phase of the map is a ring, too
         channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
         rings[home] = Ring(
             home, plan.maps[members[0]].width, channels, rows, int(written.min()), int(read.max())

@@ -39,31 +39,29 @@ def _transpose(ctx: Lowering, a: Any, i: int, j: int) -> View:
 def _view(ctx: Lowering, a: Any, _: Sequence[int]) -> View:
     """Axes of channels may be split, merged and reordered in memory order; n, y and x stay axes of their own."""
     v = ctx.view(a)
-    old = [ctx.shape_of(ctx.node.all_input_nodes[0])[0] if s is None else s for s in v.shape]
-    new = list(ctx.shape_of(ctx.node))
-    axes, dims, i = "", [], 0
-    pending = 1  # product of the new channel axes not yet matched by old ones
-    for size in new:
-        while pending == 1 and i < len(old) and v.axes[i] == "c" and old[i] == 1 and size != 1:
-            i += 1
-        if pending == 1 and i < len(old) and v.axes[i] != "c" and old[i] == size:
-            axes += v.axes[i]
-            i += 1
-            continue
-        axes += "c"
-        dims.append(size)
-        pending *= size
-        have, j = 1, i
-        while j < len(old) and v.axes[j] == "c" and have < pending:
-            have *= old[j]
-            j += 1
-        if have == pending:
-            i, pending = j, 1
-    while i < len(old) and v.axes[i] == "c" and old[i] == 1:
-        i += 1
-    if pending != 1 or i != len(old) or sorted(axes.replace("c", "")) != ["n", "x", "y"]:
+    old, new = list(ctx.shape_of(ctx.node.all_input_nodes[0])), list(ctx.shape_of(ctx.node))
+    axes = _names(v.axes, old, new)
+    if axes is None:
         raise ctx.fail(f"reshape from {old} ({v.axes}) to {new} mixes positions with channels or batch")
+    dims = [size for size, axis in zip(new, axes, strict=True) if axis == "c"]
     return replace(v, axes=axes, refs=v.refs.reshape(dims))
+
+
+def _names(axes: str, old: Sequence[int], new: Sequence[int]) -> str | None:
+    """Name the axes of a reshape, None if there is no way. New axes of size 1 belong to channels beside them."""
+    run = len(axes) - len(axes.lstrip("c"))
+    counts = range(len(new) + 1)
+    for count in reversed(counts) if run else counts:
+        if math.prod(new[:count]) != math.prod(old[:run]):
+            continue
+        if run == len(axes):
+            if count == len(new):
+                return "c" * count
+        elif count < len(new) and new[count] == old[run]:
+            rest = _names(axes[run + 1 :], old[run + 1 :], new[count + 1 :])
+            if rest is not None:
+                return "c" * count + axes[run] + rest
+    return None
 
 
 @lowers(aten.unsqueeze.default)
@@ -164,10 +162,7 @@ def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
         h, w = like.height, like.width
         parts.append(View(like.axes, ins.refs.reshape(sizes), h, w, (0, 0), (0, h, 0, w)))
     parts = [ctx.clean(p, (0, p.height, 0, p.width)) for p in parts]
-    if len({(p.axes, p.shift, p.height, p.width) for p in parts}) > 1:
-        parts = [ctx.settle(p) for p in parts]
-    windows = {p.window for p in parts}
-    if len(windows) > 1:
+    if len({(p.axes, p.shift, p.height, p.width, p.window, ctx.grid_of(p)) for p in parts}) > 1:
         parts = [ctx.settle(p) for p in parts]
     return replace(parts[0], refs=np.concatenate([p.refs for p in parts], like.ref_axis(dim)))
 

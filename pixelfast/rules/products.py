@@ -76,6 +76,62 @@ def _conv2d(
     return ctx.whole(out, "ncyx", [outs])
 
 
+@lowers(aten.conv_transpose2d.input)
+def _conv_transpose2d(
+    ctx: Lowering,
+    a: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    output_padding: Sequence[int] = (0, 0),
+    groups: int = 1,
+    dilation: Sequence[int] = (1, 1),
+) -> View:
+    """Output Y reads input y through kernel row i where Y = stride*y - padding + dilation*i: each phase of Y modulo the
+    stride is a convolution of its own."""
+    v = ctx.view(a)
+    if v.axes != "ncyx" or groups != 1 or not isinstance(weight, Tensor):
+        raise ctx.fail(
+            f"a transposed convolution over axes {v.axes} in {groups} groups; supported is ncyx in 1"
+        )
+    w = weight.detach().to(torch.float32).numpy()  # (in, out, rows, columns)
+    outs = w.shape[1]
+    b = None if bias is None else bias.detach().to(torch.float32).numpy()
+    (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
+    height, width = ctx.shape_of(ctx.node)[-2:]
+    reach = (w.shape[2] * dy + py, w.shape[3] * dx + px)
+    v = ctx.clean(v, (-reach[0], v.height + reach[0], -reach[1], v.width + reach[1]))
+    kept = v.refs != P.ZERO
+    out = ctx.new_map(outs, height, width)
+    for phase_y in range(min(sy, height)):
+        for phase_x in range(min(sx, width)):
+            taps = sorted(
+                ((phase_y + py - i * dy) // sy + v.shift[0], (phase_x + px - j * dx) // sx + v.shift[1], i, j)
+                for i in range(w.shape[2])
+                for j in range(w.shape[3])
+                if (phase_y + py - i * dy) % sy == 0
+                and (phase_x + px - j * dx) % sx == 0
+                and w[:, :, i, j].any()
+            )
+            matrices = [w[kept, :, i, j] for _, _, i, j in taps]
+            stacked = np.stack(matrices) if taps else np.zeros((0, int(kept.sum()), outs), np.float32)
+            offsets = tuple((y, x) for y, x, _, _ in taps)
+            phase = (phase_y, phase_x, sy, sx)
+            ctx.build.add(
+                P.ConvOp(
+                    out,
+                    v.refs[kept],
+                    offsets,
+                    np.ascontiguousarray(stacked),
+                    b,
+                    phase=phase,
+                    where=where(ctx.node),
+                )
+            )
+    return ctx.whole(out, "ncyx", [outs])
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
