@@ -116,7 +116,7 @@ class Lowering:
         self.build = P.Builder()
         self.conditions: list[Condition] = []
         self.node: fx.Node = captured.image
-        self._given: dict[Condition, int] = {}
+        self._given: dict[tuple[Condition, int, int], int] = {}
         self._views: dict[int, tuple[Table, View]] = {}
 
     # errors
@@ -131,6 +131,19 @@ class Lowering:
         return LoweringError(
             f"[compile] cannot plan {node.target} in module {where(node)!r} ({node.name}): {why}{line}"
         )
+
+    def check(self, result: Any, expected: Any) -> None:
+        """Fail unless a rule's result has the shape that PyTorch gave it."""
+        if isinstance(result, list):
+            for part, like in zip(result, expected, strict=True):
+                self.check(part, like)
+        elif isinstance(result, View):
+            batch = self.shape_of(self.captured.image)[0]
+            shape = tuple(batch if s is None else s for s in result.shape)
+            if shape != tuple(expected.shape):
+                raise self.fail(
+                    f"it moves or repeats positions: planned {shape}, got {tuple(expected.shape)}"
+                )
 
     # values
 
@@ -170,12 +183,18 @@ class Lowering:
             self._views[id(value)] = (value, view)  # the value is kept, so that its id stays its own
         return self._views[id(value)][1]
 
+    def grid_of(self, view: View) -> tuple[int, int] | None:
+        """The grid of the maps that a view shows, None if it shows none."""
+        refs = view.refs[view.refs != P.ZERO]
+        return self.build.grid_of(refs) if refs.size else None
+
     def clean(self, view: View, box: tuple[int, int, int, int]) -> View:
         """A view like this one of which every read in `box` (y0, y1, x0, x1, of the view) that falls on the map
         falls inside the window: what lies outside is zero by the map's own border."""
-        if (view.refs == P.ZERO).all():
+        grid = self.grid_of(view)
+        if grid is None:
             return view
-        rows, columns = self.build.grid_of(view.refs.reshape(-1))
+        rows, columns = grid
         y0, y1, x0, x1 = visible(view)
         sy, sx = view.shift
         reads_y = (max(box[0] + sy, 0), min(box[1] + sy, rows))
@@ -193,31 +212,25 @@ class Lowering:
         refs = self.build.refs(out).reshape(view.refs.shape)
         return replace(view, refs=refs, shift=(sy - y0, sx - x0), window=(0, height, 0, width))
 
-    def condition(self, value: Given, axes: str) -> tuple[int, np.ndarray]:
-        """A map that holds a conditional tensor, and its channels in the order of the tensor's "c" axes.
+    def condition(self, value: Given, like: View) -> np.ndarray:
+        """The channels of a map that holds a conditional tensor, in the order of the tensor's "c" axes.
 
-        `axes` names the tensor's axes; those of size 1 over y or x are the same at every position.
+        The tensor has the axes of `like`; along y or x, where its size is 1, it is the same at every position.
         """
-        kept = [i for i, a in enumerate(axes) if a != "n"]
-        at = {a: kept.index(axes.index(a)) for a in "yx" if a in axes}
-        rest = [i for i, k in enumerate(kept) if axes[k] == "c"]
-        missing = [a for a in "yx" if a not in at]
-        if missing:
-            raise self.fail(f"a condition of shape {value.shape} has no {' or '.join(missing)} axis to align")
-        sizes = [value.shape[k] for k in kept]
-        channels = math.prod(sizes[i] for i in rest)
+        at = {a: i for i, a in enumerate(like.axes.replace("n", "", 1)) if a != "c"}
+        batch = like.axes.index("n")
+        sizes = value.shape[:batch] + value.shape[batch + 1 :]
+        rest = [i for i in range(len(sizes)) if i not in at.values()]
         extent = (sizes[at["y"]], sizes[at["x"]])
+        channels = math.prod(sizes[i] for i in rest)
         condition = Condition(value.node, (at["y"], at["x"], *rest), (*extent, channels))
-        if condition not in self._given:
-            _, height, width = self.captured.shape
-            out = self.build.map(
-                f"given.{value.node.name}", max(extent[0], height), max(extent[1], width), channels
-            )
-            self._given[condition] = out
+        key = condition, like.height, like.width
+        if key not in self._given:
+            out = self.build.map(f"given.{value.node.name}", like.height, like.width, channels)
+            self._given[key] = out
             self.build.add(P.ConditionOp(out, len(self.conditions), extent, where(value.node)))
             self.conditions.append(condition)
-        out = self._given[condition]
-        return out, self.build.refs(out).reshape([sizes[i] for i in rest])
+        return self.build.refs(self._given[key]).reshape([sizes[i] for i in rest])
 
     def settle(self, view: View) -> View:
         """The same values as a map of their own, neither shifted nor cut."""
@@ -242,11 +255,28 @@ class Lowering:
         if isinstance(value, Given):
             if len(value.shape) != rank:
                 raise self.fail(f"a condition of shape {value.shape} meets a tensor of {rank} axes")
-            _, refs = self.condition(value, like.axes)
-            return [P.Instruction("load", refs=np.broadcast_to(refs, dims).reshape(-1))]
+            refs = np.broadcast_to(self.condition(value, like), dims)
+            return [P.Instruction("load", refs=refs.reshape(-1))]
         if isinstance(value, Tensor):
             return [self._constant(value, like, dims)]
         raise self.fail(f"operand of type {type(value).__name__}")
+
+    def _channels(self, values: Sequence[Any], like: View) -> tuple[int, ...]:
+        """The sizes of the "c" axes of what the values are broadcast to."""
+        rank = len(like.axes)
+        sizes = [like.refs.shape]
+        for value in values:
+            if isinstance(value, Table | View):
+                sizes.append(self.view(value).refs.shape)
+            elif isinstance(value, Given | Tensor):
+                if len(value.shape) > rank:
+                    raise self.fail(f"a tensor of shape {tuple(value.shape)} meets one of {rank} axes")
+                shape = (1,) * (rank - len(value.shape)) + tuple(value.shape)
+                sizes.append(tuple(s for s, a in zip(shape, like.axes, strict=True) if a == "c"))
+        try:
+            return np.broadcast_shapes(*sizes)
+        except ValueError as error:
+            raise self.fail(f"operands of channels {sizes[1:]}, which do not broadcast") from error
 
     def _constant(self, value: Tensor, like: View, dims: tuple[int, ...]) -> P.Instruction:
         array = value.detach().to(torch.float32).numpy()
@@ -281,10 +311,7 @@ class Lowering:
         """
         views = [self.view(v) for v in values if isinstance(v, Table | View)]
         like = max(views, key=lambda v: v.refs.size)
-        try:
-            dims = np.broadcast_shapes(*(v.refs.shape for v in views))
-        except ValueError as error:
-            raise self.fail(f"operands do not broadcast: {[v.shape for v in views]}") from error
+        dims = self._channels(values, like)
         code: list[P.Instruction] = []
         for value in values:
             code += self.operand(value, like, dims)
@@ -358,12 +385,14 @@ def lower(captured: Captured, head: Head) -> Lowered:
         if result is None:
             rule = _RULES.get(node.target)
             if rule is None:
-                known = ", ".join(sorted({str(t).removeprefix("aten.").split(".")[0] for t in _RULES}))
+                names = {str(t).split(".")[1] for t in _RULES if str(t).startswith("aten.")}
+                known = ", ".join(sorted(name for name in names if not name.startswith("_")))
                 raise ctx.fail(f"there is no rule for it; supported are {known}")
             try:
                 result = rule(ctx, *args, **kwargs)
             except TypeError as error:
                 raise ctx.fail(f"called with arguments that its rule does not know ({error})") from error
+        ctx.check(result, node.meta["val"])
         env[node] = result
     ctx.node = captured.output
     _add_heads(ctx, env[captured.output], head)
@@ -391,11 +420,7 @@ def _add_heads(ctx: Lowering, value: Any, head: Head) -> None:
             f"{head!r} expects (N, {', '.join(map(str, (*expected, height, width)))})"
         )
     v = ctx.clean(v, (0, height, 0, width))
-    if (
-        v.shift != (0, 0)
-        or (v.refs == P.ZERO).any()
-        or ctx.build.grid_of(v.refs.reshape(-1)) != (height, width)
-    ):
+    if v.shift != (0, 0) or (v.refs == P.ZERO).any() or ctx.grid_of(v) != (height, width):
         v = ctx.settle(v)
     for c in range(colours):
         ctx.build.add(P.HeadOp(head.name, c, v.refs[..., c].reshape(-1), where(ctx.node)))
