@@ -1,21 +1,36 @@
 """pixelfast: exact, fast sampling from autoregressive image models.
 
-import pixelfast as pf
-
-model = pf.models.GatedPixelCNN(classes=10)
-sampler = pf.compile(model, shape=(1, 28, 28))
-out = sampler.sample(64, labels=3, seed=0)
+>>> import pixelfast as pf
+>>> model = pf.models.GatedPixelCNN(classes=10)
+>>> sampler = pf.compile(model, shape=(1, 28, 28))
+>>> out = sampler.sample(64, labels=3, seed=0)
 """
 
-from . import heads, models
-from .capture import CaptureError
-from .heads import bits_per_dim
-from .lower import LoweringError
-from .models import load
-from .sampler import Sample, Sampler, compile
-from .schedule import CausalityError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import heads, models
+    from .capture import CaptureError
+    from .heads import bits_per_dim
+    from .lower import LoweringError
+    from .models import load
+    from .sampler import Sample, Sampler, compile
+    from .schedule import CausalityError
 
 __version__ = "0.1.0"
+
+# Loaded when first used, so that what needs no torch (`pixelfast --help`) starts without it.
+_HOME = {
+    "CaptureError": "capture",
+    "CausalityError": "schedule",
+    "LoweringError": "lower",
+    "Sample": "sampler",
+    "Sampler": "sampler",
+    "bits_per_dim": "heads",
+    "compile": "sampler",
+    "load": "models",
+}
 
 __all__ = [
     "CaptureError",
@@ -29,3 +44,15 @@ __all__ = [
     "load",
     "models",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("heads", "models"):
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -82,7 +82,8 @@ class _Image:
         self.owner, self.pixels, self.log_prob, self.known = owner, pixels, log_prob, known
         self.index, self.seed = index, seed
         self.arena = np.full(owner.program.arena_floats, np.nan, np.float32)
-        self.turn = np.full(owner.program.arena_floats, -1, np.int64)  # of its ring, when each float was written
+        # How often the ring of each float had gone round when it was written.
+        self.turn = np.full(owner.program.arena_floats, -1, np.int64)
         self.data = owner.program.data
 
     def step(self, op: Record, y: int, x: int) -> None:
