@@ -107,7 +107,9 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
     for op in plan.ops:
         if isinstance(op, HeadOp):
             refs = renumbered[op.refs]
-            if stride_of(refs) != 1:  # a runtime reads a head's parameters in order
+            if stride_of(refs) != 1 or not build.in_one_map(
+                refs
+            ):  # a runtime reads a head's parameters in order
                 out = build.map(f"head.{op.colour}.parameters", *plan.shape[1:], len(refs))
                 build.add(MapOp(out, (Instruction("load", refs=refs),), op.where))
                 refs = build.refs(out)

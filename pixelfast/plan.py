@@ -286,6 +286,9 @@ class Builder:
         first = int(np.searchsorted(firsts, refs[refs != ZERO][0], side="right")) - 1
         return self.maps[first].height, self.maps[first].width
 
+    def in_one_map(self, refs: np.ndarray) -> bool:
+        return any(m.first <= refs.min() and refs.max() < m.first + m.channels for m in self.maps)
+
     def add(self, op: Op) -> None:
         self.ops.append(op)
 

@@ -6,7 +6,7 @@ extension, so nothing is typed twice. `Program.verify` decodes what `assemble` e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,6 @@ import numpy as np
 from . import _cpu
 from .plan import (
     ZERO,
-    Code,
     ConditionOp,
     ConstantOp,
     ConvOp,
@@ -68,7 +67,7 @@ class Program:
     steps: int
     arena_floats: int
     condition_floats: int
-    condition_offsets: tuple[int, ...]  # of each condition, by key
+    condition_offsets: Mapping[int, int]  # of each condition that is read, by key
 
     @cached_property
     def decoded(self) -> Decoded:
@@ -190,9 +189,7 @@ class _Assembler:
         if isinstance(op, ConvOp):
             return self.records("conv", [self.conv(op)])
         assert isinstance(op, MapOp)
-        return self.records(
-            "map", [self.map(op, part) for part in _runs(op.code, self.plan.maps[op.out].channels)]
-        )
+        return self.records("map", [self.map(op, part) for part in self.runs(op)])
 
     def records(self, opcode: str, bodies: Sequence[list[int]]) -> list[list[int]]:
         return [[OPS[opcode], len(body) + 2, *body] for body in bodies]
@@ -240,6 +237,26 @@ class _Assembler:
         head = [buffer, channel + int(part[0]), len(part), 1, 1, 0, 0, ZERO, 0, len(code)]
         return head + [word for ins in code for word in ins]
 
+    def runs(self, op: MapOp) -> list[np.ndarray]:
+        """Output channels in runs over which every load stays in one map, at one channel or ascending."""
+        loads = [ins.refs for ins in op.code if len(ins.refs)]
+
+        def fits(start: int, end: int) -> bool:
+            parts = [refs[start:end] for refs in loads]
+            sources = [self.plan.map_of(part[[0, -1]]) for part in parts]
+            return all(s[0] == s[1] and stride_of(p) is not None for s, p in zip(sources, parts, strict=True))
+
+        found, start, channels = [], 0, self.plan.maps[op.out].channels
+        while start < channels:
+            end = channels
+            while not fits(start, end):
+                end = start + max((end - start) // 2, 1)
+            while end < channels and fits(start, end + 1):
+                end += 1
+            found.append(np.arange(start, end))
+            start = end
+        return found
+
     def instruction(self, ins: Instruction, channels: int) -> list[int]:
         code, _ = FUNCTIONS[ins.fn]
         if ins.fn == "scalar":
@@ -258,21 +275,6 @@ class _Assembler:
                 code = FUNCTIONS["splat"][0]
             return [code, *self.locate(int(ins.refs[0])), *ins.offset]
         return [code, *ins.args, *([0] * (4 - len(ins.args)))]
-
-
-def _runs(code: Code, channels: int) -> list[np.ndarray]:
-    """Output channels in runs over which every load goes through ascending channels, or stays at one."""
-    loads = [ins.refs for ins in code if len(ins.refs)]
-    runs, start = [], 0
-    while start < channels:
-        end = channels
-        while any(stride_of(refs[start:end]) is None for refs in loads):
-            end = start + max((end - start) // 2, 1)
-        while end < channels and all(stride_of(refs[start : end + 1]) is not None for refs in loads):
-            end += 1
-        runs.append(np.arange(start, end))
-        start = end
-    return runs
 
 
 def progressions(positions: np.ndarray) -> list[list[int]]:
@@ -341,7 +343,7 @@ def assemble(schedule: Schedule) -> Program:
         steps,
         a.arena_floats,
         a.condition_floats,
-        tuple(a.condition_offsets[k] for k in sorted(a.condition_offsets)),
+        a.condition_offsets,
     )
     program.verify()
     return program

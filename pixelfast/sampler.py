@@ -357,7 +357,8 @@ class Sampler:
             rows.setdefault(key, []).append(i)
         for members in rows.values():
             env = self._conditioner.run({name: c[members[0]] for name, c in zip(names, columns, strict=True)})
-            for offset, condition in zip(self.program.condition_offsets, self._conditions, strict=True):
+            for i, offset in self.program.condition_offsets.items():
+                condition = self._conditions[i]
                 block = condition.arrange(same_everywhere(env[condition.node])[0]).reshape(-1)
                 result[members, offset : offset + block.size] = block
         return result
