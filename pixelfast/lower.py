@@ -234,7 +234,7 @@ class Lowering:
 
     def settle(self, view: View) -> View:
         """The same values as a map of their own, neither shifted nor cut."""
-        return self.pointwise([view])  # type: ignore[return-value]
+        return self.pointwise([view])
 
     # elementwise expressions
 
@@ -304,10 +304,10 @@ class Lowering:
         refs = np.broadcast_to(self.build.refs(out).reshape(own), dims).reshape(-1)
         return P.Instruction("load", refs=refs)
 
-    def pointwise(self, values: Sequence[Any], *steps: tuple) -> View | Table:
+    def pointwise(self, values: Sequence[Any], *steps: tuple) -> View:
         """An elementwise expression of the values, as lines (fn, register, ...); the values are registers 0, 1, ...
 
-        Scalars may stand in the lines as floats.
+        A negative register counts from the last line so far; scalars may stand in the lines as floats.
         """
         views = [self.view(v) for v in values if isinstance(v, Table | View)]
         like = max(views, key=lambda v: v.refs.size)
@@ -316,13 +316,14 @@ class Lowering:
         for value in values:
             code += self.operand(value, like, dims)
         for fn, *args in steps:
+            before = len(code)
             registers = []
             for a in args:
                 if isinstance(a, float):
                     code.append(P.Instruction("scalar", value=a))
                     a = len(code) - 1
-                elif a < 0:  # counted from the last line
-                    a += len(code)
+                elif a < 0:  # counted from the end
+                    a += before
                 registers.append(a)
             code.append(P.Instruction(fn, tuple(registers)))
         out = self.new_map(math.prod(dims), like.height, like.width)
@@ -364,7 +365,7 @@ def lower(captured: Captured, head: Head) -> Lowered:
 
     Raises `LoweringError` for the first node that cannot be planned.
     """
-    from . import rules  # noqa: F401  (they import this module, and register themselves)
+    from . import rules  # they import this module, and register themselves
 
     ctx = Lowering(captured)
     colours, height, width = captured.shape
@@ -395,7 +396,7 @@ def lower(captured: Captured, head: Head) -> Lowered:
         ctx.check(result, node.meta["val"])
         env[node] = result
     ctx.node = captured.output
-    _add_heads(ctx, env[captured.output], head)
+    rules.heads.add_heads(ctx, env[captured.output], head)
     plan = ctx.build.plan(captured.shape, captured.levels)
     plan.verify()
     return Lowered(plan, tuple(ctx.conditions))
@@ -404,23 +405,3 @@ def lower(captured: Captured, head: Head) -> Lowered:
 def _elementwise(node: fx.Node) -> bool:
     target = node.target
     return target is aten._to_copy.default or torch.Tag.pointwise in getattr(target, "tags", ())
-
-
-def _add_heads(ctx: Lowering, value: Any, head: Head) -> None:
-    colours, height, width = ctx.captured.shape
-    v = ctx.view(value)
-    expected = (colours,) if head.name == "bernoulli" else (head.levels, colours)
-    if (
-        v.axes != "n" + "c" * len(expected) + "yx"
-        or v.refs.shape != expected
-        or (v.height, v.width) != (height, width)
-    ):
-        raise ctx.fail(
-            f"the model's output has shape (N, {', '.join(str(s) for s in v.shape if s is not None)}); the head "
-            f"{head!r} expects (N, {', '.join(map(str, (*expected, height, width)))})"
-        )
-    v = ctx.clean(v, (0, height, 0, width))
-    if v.shift != (0, 0) or (v.refs == P.ZERO).any() or ctx.grid_of(v) != (height, width):
-        v = ctx.settle(v)
-    for c in range(colours):
-        ctx.build.add(P.HeadOp(head.name, c, v.refs[..., c].reshape(-1), where(ctx.node)))

@@ -23,7 +23,7 @@ def draw(model: AutoregressiveModel, images: Tensor, labels: Tensor | None = Non
             for c in range(colours):
                 with torch.inference_mode():
                     params = model(images) if labels is None else model(images, labels=labels)
-                    logits = model.head.logits(params)[:, :, c, y, x]
+                    logits = model.head.logits(params, images)[:, :, c, y, x]
                     images[:, c, y, x] = torch.multinomial(logits.softmax(1), 1)[:, 0]
                 yield
 
