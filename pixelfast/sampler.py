@@ -114,6 +114,7 @@ def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:
 
 def _choose(plan: P.Plan, order: str) -> S.Schedule:
     if order == "raster":
+        S.check_causal(plan, S.raster(plan.shape))  # here, since fused ops belong to several modules
         return _schedule(plan, S.raster(plan.shape))
     front = _schedule(plan, S.wavefront(plan.shape, S.find_skew(plan)))
     if order == "wavefront":
