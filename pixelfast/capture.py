@@ -26,6 +26,16 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
+aten = torch.ops.aten
+# Ops that look only at the shape of their arguments.
+_SHAPE_ONLY = {
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.new_full.default,
+}
 _BATCH = 2  # of the exported graph; its value is of no consequence
 
 
@@ -227,6 +237,11 @@ def _sort(
                     "(a module that writes to its buffers in forward counts them as outputs)"
                 )
             output = results[0]
+        elif node.target in _SHAPE_ONLY:
+            like = {
+                a: torch.zeros(a.meta["val"].shape, dtype=a.meta["val"].dtype) for a in node.all_input_nodes
+            }
+            folded[node] = _evaluate(node, like)
         elif any(a in on_image for a in node.all_input_nodes):
             on_image.add(node)
             image_nodes.append(node)

@@ -39,7 +39,9 @@ class AutoregressiveModel(nn.Module):
         super().__init_subclass__(**kwargs)
         AutoregressiveModel.registry[cls.__name__] = cls
 
-    def __init__(self, *, channels: int, levels: int, classes: int | None, head: str, **config: Any) -> None:
+    def __init__(
+        self, *, channels: int, levels: int, classes: int | None, head: str | heads.Head, **config: Any
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         counts = {"channels": channels, "levels": levels, "classes": 1 if classes is None else classes}
@@ -49,8 +51,10 @@ class AutoregressiveModel(nn.Module):
             if value < 1:
                 raise ValueError(f"[{name}] {key} must be at least 1, got {value}")
         self.channels, self.levels, self.classes = channels, levels, classes
-        self.head = heads.make_head(head, levels)
-        self.config = {"channels": channels, "levels": levels, **config, "classes": classes, "head": head}
+        self.config = {"channels": channels, "levels": levels, **config, "classes": classes}
+        if isinstance(head, str):
+            self.config["head"] = head
+        self.head = heads.make_head(head, levels) if isinstance(head, str) else head
         self.shape: tuple[int, int, int] | None = None
         self.class_names: tuple[str, ...] = ()
 
