@@ -147,7 +147,7 @@ class LogisticMixture:
         return flat
 
     def logits(self, params: Tensor, images: Tensor) -> Tensor:
-        """Return log probabilities of all levels given the earlier colours: float (N, levels, C, H, W).
+        """Return unnormalised log probabilities given the earlier colours: float (N, levels, C, H, W).
 
         images: uint8 or int64 (N, C, H, W) in [0, levels).
         """
