@@ -5,8 +5,9 @@ is one more than the largest t among the sub-pixels that it depends on, 0 if the
 rule: an output is ready when the last input that reaches it is. From it follow the causality check, the skew of the
 wavefront, and the step at which each element runs.
 
-Elements run lazily: when some element of an op falls due (something that reads it runs), all elements of the op that
-are ready run. That takes the fewest launches possible, and makes each launch as large as it can be.
+Elements run lazily. An element is due at the step of the first distribution that depends on it. When some element of
+an op is due, all elements of the op whose inputs have been computed run with it; an element waits for no more than
+that, and pulls nothing ahead of its time. So a vertical stack runs once a row, a strided layer once a row of blocks.
 
 Invariants, asserted by `Schedule.verify`: an element runs once or, if nothing reads it, never; not before it is
 ready, and not after anything that reads it.
@@ -354,34 +355,54 @@ def schedule(plan: Plan, order: Order) -> Schedule:
     if order.skew is not None:
         check_causal(plan, order)
     dependence = _Dependence(plan)
-    ready = dependence.readiness(order)
-    due = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
-    steps: list[np.ndarray] = [np.empty(0)] * len(plan.ops)
-    count = len(plan.ops)
-    last = [np.full(m.height, -1, np.int64) for m in plan.maps]  # launch time of the last read of each row
-    first = [np.full(m.height, np.iinfo(np.int64).max, np.int64) for m in plan.maps]
-    for i in reversed(range(count)):
-        op = plan.ops[i]
-        if isinstance(op, HeadOp):
-            steps[i] = np.maximum(order.steps[op.colour], 0)
-        elif isinstance(op, ConstantOp | ConditionOp):
-            steps[i] = np.zeros(plan.grid(op), np.int32)
-        else:
-            written = plan.written(op)
-            steps[i] = _lazy_steps(ready[i], due[op.out][written])
-            when = np.where(steps[i] == NEVER, np.iinfo(np.int64).max, steps[i].astype(np.int64) * count + i)
-            first[op.out][written[0]] = np.minimum(first[op.out][written[0]], when.min(axis=1))
-            ran = np.where(steps[i] == NEVER, -1, when).max(axis=1)
-            last[op.out][written[0]] = np.maximum(last[op.out][written[0]], ran)
-        for read, here, there in dependence.reads[i]:
-            np.minimum(due[read.map][there], steps[i][here], out=due[read.map][there])
-            rows = np.where(steps[i] == NEVER, -1, steps[i].astype(np.int64) * count + i)[here]
-            if rows.size:
-                target = last[read.map][there[0]]
-                np.maximum(target, rows.max(axis=1), out=target)
-    result = Schedule(plan, order, tuple(ready), tuple(steps), _rings(plan, first, last))
+    steps = _steps(dependence, order)
+    rings = _rings(plan, *_lifetimes(dependence, steps))
+    result = Schedule(plan, order, tuple(dependence.readiness(order)), tuple(steps), rings)
     result.verify()
     return result
+
+
+def _steps(dependence: _Dependence, order: Order) -> list[np.ndarray]:
+    """For each op, when its elements run."""
+    plan = dependence.plan
+    ran = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
+    steps: list[np.ndarray] = []
+    for i, (op, due) in enumerate(zip(plan.ops, dependence.deadlines(order), strict=True)):
+        if isinstance(op, HeadOp):
+            steps.append(np.maximum(order.steps[op.colour], 0))
+            continue
+        available = np.zeros(plan.grid(op), np.int32)
+        for read, here, there in dependence.reads[i]:
+            np.maximum(available[here], ran[read.map][there], out=available[here])
+        if isinstance(op, InputOp):  # at once, since what it makes available lets others gather
+            steps.append(np.where(due == NEVER, NEVER, np.maximum(order.steps[op.colour] + 1, 0)))
+        elif isinstance(op, ConstantOp | ConditionOp):
+            steps.append(available)
+        else:
+            steps.append(_lazy_steps(available, np.maximum(due, 0)))
+        ran[op.out][plan.written(op)] = steps[i]
+    return steps
+
+
+def _lifetimes(
+    dependence: _Dependence, steps: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each row of each map, the launch times of its first write and of its last use."""
+    plan = dependence.plan
+    first = [np.full(m.height, np.iinfo(np.int64).max) for m in plan.maps]
+    last = [np.full(m.height, -1, np.int64) for m in plan.maps]
+    for i, op in enumerate(plan.ops):
+        runs = steps[i] != NEVER
+        when = np.where(runs, steps[i].astype(np.int64) * len(plan.ops) + i, -1)
+        if not isinstance(op, HeadOp):
+            rows, _ = plan.written(op)
+            began = np.where(runs, when, np.iinfo(np.int64).max).min(axis=1)
+            first[op.out][rows] = np.minimum(first[op.out][rows], began)
+            last[op.out][rows] = np.maximum(last[op.out][rows], when.max(axis=1))
+        for read, here, (rows, _) in dependence.reads[i]:
+            if when[here].size:
+                last[read.map][rows] = np.maximum(last[read.map][rows], when[here].max(axis=1))
+    return first, last
 
 
 def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[int, Ring]:

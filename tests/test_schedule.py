@@ -1,0 +1,358 @@
+"""Readiness, causality, skews, steps and rings, against brute force."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from random_networks import RandomNetwork
+from torch import nn
+from torch.nn import functional as F
+from zoo import ORDERS, SPECS, Case, case_of, dependence, loud
+
+import pixelfast as pf
+from pixelfast import schedule as S
+from pixelfast.models import gated_pixelcnn
+from pixelfast.models.base import MaskedConv2d, colour_mask
+from pixelfast.plan import ConvOp, HeadOp, Read
+
+# Networks without rectifiers, so that nothing hides what depends on what.
+NETWORKS = {
+    "plain": [("conv", 0, 3, 5), ("unary", 0, 1, 0)],
+    "dilated": [("conv", 0, 3, 6), ("conv", 0, 3, 7), ("conv", 1, 2, 5)],
+    "vertical": [("rows", 0, 2, 0), ("rows", 0, 1, 1), ("down", 0, 0, 0), ("cat", 0, 1, 2)],
+    "shifts": [("right", 5, 1, 0), ("down", 5, 0, 0), ("cat", 0, 1, 0), ("conv", 0, 3, 5), ("gate", 0, 0, 0)],
+    "interleaved": [("conv", 0, 5, 1), ("linear", 0, 0, 0), ("channels", 0, 2, 0), ("binary", 0, 1, 2)],
+}
+
+
+@functools.cache
+def network(name: str, colours: int) -> Case:
+    shape = (colours, 4, 5)
+    module = RandomNetwork(shape, 5, False, NETWORKS[name])
+    return Case(loud(module, module.last, shape), shape)
+
+
+every_network = pytest.mark.parametrize(
+    "case_", [*((n, c) for n in NETWORKS for c in (1, 3)), *SPECS], ids=lambda c: str(c).replace(" ", "")
+)
+
+
+def get(case_: tuple | object) -> Case:
+    return network(*case_) if isinstance(case_, tuple) else case_of(case_)
+
+
+@functools.cache
+def seen_by(case_: tuple | object) -> np.ndarray:
+    return dependence(get(case_))
+
+
+# --- readiness and skew -----------------------------------------------------------------------------------
+
+
+@every_network
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_distribution_is_ready_when_the_last_pixel_that_it_depends_on_is(case_, order):
+    case, seen = get(case_), seen_by(case_)
+    schedule = case.sampler(order, "reference").schedule
+    steps = schedule.order.steps.reshape(-1)
+    want = np.where(seen, steps[None] + 1, 0).max(axis=1).reshape(case.shape)
+    for op, ready in zip(schedule.plan.ops, schedule.ready, strict=True):
+        if isinstance(op, HeadOp):
+            np.testing.assert_array_equal(ready, want[op.colour])
+
+
+@every_network
+def test_the_skew_is_the_smallest(case_):
+    case, seen = get(case_), seen_by(case_)
+    for skew in range(1, case.shape[2] + 1):
+        steps = S.wavefront(case.shape, skew).steps.reshape(-1)
+        if not (seen & (steps[None] >= steps[:, None])).any():
+            break
+    assert S.find_skew(case.plan) == skew
+
+
+def test_a_first_layer_of_seven_gives_skew_four():
+    model = pf.models.PixelCNN(levels=2, hidden=2, layers=2, kernel=7, head="bernoulli")
+    front = pf.compile(model, shape=(1, 28, 28), order="wavefront")
+    assert front.steps == front.explain().steps == 28 + 4 * 27 == 136
+    assert front.explain().skew == 4
+    assert len({step for step, _, _ in front.schedule.launches()}) == 136
+    plain = pf.compile(model, shape=(1, 28, 28), order="raster")
+    assert plain.steps == 784
+    a, b = (s.sample(3, seed=1) for s in (plain, front))
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.log_prob, b.log_prob)
+    assert plain.multiply_adds == front.multiply_adds
+    auto = pf.compile(model, shape=(1, 28, 28))
+    assert auto.order == min(plain, front, key=lambda s: s.schedule.cost).order
+
+
+def test_orders():
+    assert S.raster((2, 2, 3)).steps[:, 1, 2].tolist() == [10, 11]
+    assert S.wavefront((2, 2, 3), 2).steps[:, 1, 2].tolist() == [8, 9]
+    assert S.wavefront((1, 5, 7), 3).count == 7 + 3 * 4
+    assert (S.known((1, 2, 2)).steps == -1).all()
+
+
+@given(
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    st.tuples(st.integers(-6, 6), st.integers(-6, 6)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_overlap_pairs_positions_with_what_they_read(out, grid, offset, stride):
+    here, there = S._overlap(Read(0, *offset, stride), out, grid)
+    index = np.arange(out[0] * out[1]).reshape(out)[here].reshape(-1)
+    source = np.arange(grid[0] * grid[1]).reshape(grid)[there].reshape(-1)
+    want = []
+    for y, x in itertools.product(range(out[0]), range(out[1])):
+        v, u = y * stride[0] + offset[0], x * stride[1] + offset[1]
+        if 0 <= v < grid[0] and 0 <= u < grid[1]:
+            want.append((y * out[1] + x, v * grid[1] + u))
+    assert list(zip(index.tolist(), source.tolist(), strict=True)) == want
+
+
+# --- causality --------------------------------------------------------------------------------------------
+
+
+def masked(kind: str, colours: int) -> list[tuple[str, int, str]]:
+    model = getattr(pf.models, kind)(channels=colours, levels=2, hidden=6, layers=2, kernel=3)
+    names = (name for name, m in model.named_modules() if isinstance(m, MaskedConv2d) and m.mask is not None)
+    return [(kind, colours, name) for name in names]
+
+
+def make(kind: str, colours: int) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(pf.models, kind)(channels=colours, levels=2, hidden=6, layers=2, kernel=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "colours", "name"),
+    [*masked("PixelCNN", 1), *masked("PixelCNN", 3), *masked("GatedPixelCNN", 3)],
+)
+def test_a_deleted_mask_is_named(kind, colours, name):
+    model = make(kind, colours)
+    model.get_submodule(name).mask.fill_(1)
+    rows = model.get_submodule(name).mask.shape[2:]
+    tap = r"\(dy=\+0, dx=\+1\)" if rows == (2, 3) else r"\(dy=\+0, dx=\+0\)"
+    order = "raster" if colours == 1 else "auto"
+    with pytest.raises(pf.CausalityError, match=rf"The leak is in module '{name}': its tap at {tap}"):
+        pf.compile(model, shape=(colours, 3, 4), order=order)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_a_mask_of_the_wrong_type_is_named(colours):
+    model = make("PixelCNN", colours)
+    model.first.mask[:, :, -1, 1] = colour_mask(6, colours, colours, strict=False)[:, :, 0, 0].float()
+    pixel = r"pixel \(y=0, x=0" + (r", colour=0\)" if colours > 1 else r"\)")
+    with pytest.raises(
+        pf.CausalityError, match=rf"of {pixel} depends on {pixel}, which.*module 'first'.*dx=\+0"
+    ):
+        pf.compile(model, shape=(colours, 3, 4))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_forgotten_shift_is_found_in_its_layer(monkeypatch, layer):
+    calls = itertools.count()
+
+    def pad(x, pads):
+        return x if pads == (0, 0, 1, -1) and next(calls) % 2 == layer else F.pad(x, pads)
+
+    monkeypatch.setattr(gated_pixelcnn, "F", SimpleNamespace(pad=pad))
+    with pytest.raises(pf.CausalityError, match=rf"The leak is in module 'layers\.{layer}\."):
+        pf.compile(make("GatedPixelCNN", 1), shape=(1, 3, 4))
+
+
+def test_a_smaller_skew_is_refused():
+    case = case_of(SPECS[0])
+    skew = S.find_skew(case.plan)
+    assert skew > 1
+    with pytest.raises(pf.CausalityError, match="the model is not causal"):
+        S.schedule(case.plan, S.wavefront(case.shape, skew - 1))
+
+
+# --- steps ------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4)), min_size=1, max_size=7))
+def test_lazy_steps_are_in_time_and_as_few_as_can_be(intervals):
+    ready = np.array([[a for a, _ in intervals]], np.int32)
+    due = np.array([[a + n for a, n in intervals]], np.int32)
+    steps = S._lazy_steps(ready, due)
+    assert ((ready <= steps) & (steps <= due)).all()
+    fewest = next(
+        n
+        for n in range(1, 9)
+        if any(
+            all(any(a <= p <= a + length for p in points) for a, length in intervals)
+            for points in itertools.combinations(range(12), n)
+        )
+    )
+    assert len(np.unique(steps)) == fewest
+
+
+def test_what_is_never_due_never_runs():
+    steps = S._lazy_steps(np.array([[0, 3]], np.int32), np.array([[5, S.NEVER]], np.int32))
+    assert steps.tolist() == [[5, S.NEVER]]
+
+
+def launches_of(schedule: S.Schedule, where: str) -> list[tuple[int, np.ndarray]]:
+    ops = schedule.plan.ops
+    return [
+        (step, positions)
+        for step, i, positions in schedule.launches()
+        if isinstance(ops[i], ConvOp) and ops[i].where == where
+    ]
+
+
+@pytest.mark.parametrize("spec", [SPECS[6], SPECS[9]], ids=str)
+def test_a_vertical_stack_runs_once_a_row(spec):
+    schedule = case_of(spec).sampler("raster", "reference").schedule
+    colours, height, width = spec.shape
+    for layer in range(spec.layers):
+        for part in ("vertical", "link"):
+            runs = launches_of(schedule, f"layers.{layer}.{part}")
+            assert len(runs) == height - 1  # the last row is seen by nothing
+            for row, (step, positions) in enumerate(runs):
+                assert positions.tolist() == [[row, x] for x in range(width)]
+                assert step == (row + 1) * width * colours  # when the row below begins
+        alone = launches_of(schedule, f"layers.{layer}.horizontal")
+        assert len(alone) == height * width * colours
+
+
+class Pyramid(nn.Module):
+    """Strided down, and up again, seen one row of blocks later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.levels, self.channels = pf.heads.Bernoulli(), 2, 1
+        self.down = nn.Conv2d(1, 3, 2, stride=2)
+        self.up = nn.ConvTranspose2d(3, 2, 2, stride=2)
+        self.left = nn.Conv2d(1, 2, (1, 2))
+        self.last = nn.Conv2d(4, 1, 1)
+
+    def forward(self, images):
+        x = images.to(self.last.weight.dtype)
+        above = F.pad(self.up(torch.tanh(self.down(x))), (0, 0, 2, -2))
+        left = self.left(F.pad(x, (2, -1)))
+        return self.last(torch.cat([above, left], 1))
+
+
+@functools.cache
+def pyramid() -> Case:
+    torch.manual_seed(0)
+    module = Pyramid()
+    return Case(loud(module, module.last, (1, 6, 8)), (1, 6, 8))
+
+
+def test_a_strided_layer_runs_once_a_row_of_blocks():
+    case = pyramid()
+    sampler = case.sampler("raster", "reference")
+    runs = launches_of(sampler.schedule, "down")
+    assert [positions.tolist() for _, positions in runs] == [[[y, x] for x in range(4)] for y in range(2)]
+    assert [step for step, _ in runs] == [16, 32]
+    out = sampler.sample(2, seed=3)
+    torch.testing.assert_close(out.log_prob.double(), case.exact_log_prob(out.images), rtol=1e-5, atol=1e-4)
+    again = case.sampler("wavefront", "cpu").sample(2, seed=3)
+    assert torch.equal(again.images, out.images)
+    assert torch.equal(again.log_prob, out.log_prob)
+
+
+# --- rings ------------------------------------------------------------------------------------------------
+
+
+def rows_needed(schedule: S.Schedule) -> dict[int, int]:
+    """By home, the fewest slots such that rows which are kept at the same time never share one.
+
+    A row is kept from its first write to its last read, as the launches tell.
+    """
+    plan = schedule.plan
+    kept: dict[int, dict[int, list[int]]] = {}
+    for now, (_, i, positions) in enumerate(schedule.launches()):
+        op = plan.ops[i]
+        touched = []
+        if not isinstance(op, HeadOp):
+            rows, _ = plan.written(op)
+            touched += [(op.out, y * (rows.step or 1) + rows.start) for y in positions[:, 0].tolist()]
+        for read in plan.reads(op):
+            m = plan.maps[read.map]
+            at = positions * read.stride + (read.dy, read.dx)
+            inside = ((at >= 0) & (at < (m.height, m.width))).all(1)
+            touched += [(read.map, y) for y in at[inside, 0].tolist()]
+        for m, y in touched:
+            span = kept.setdefault(plan.maps[m].home, {}).setdefault(y, [now, now])
+            span[1] = now
+    found = {}
+    for home, spans in kept.items():
+        for rows in range(1, plan.maps[home].height + 1):
+            pairs = itertools.combinations(spans, 2)
+            clash = ((a - b) % rows == 0 and overlap(spans[a], spans[b]) for a, b in pairs)
+            if not any(clash):
+                break
+        found[home] = rows
+    return found
+
+
+def overlap(a: list[int], b: list[int]) -> bool:
+    return a[0] <= b[1] and b[0] <= a[1]
+
+
+@every_network
+@pytest.mark.parametrize("order", ORDERS)
+def test_rings_are_as_small_as_can_be(case_, order):
+    schedule = get(case_).sampler(order, "reference").schedule
+    needed = rows_needed(schedule)
+    for home, ring in schedule.rings.items():
+        assert ring.rows == needed.get(home, 1), schedule.plan.maps[home].name
+
+
+def test_rings_of_phases_hold_whole_phases():
+    schedule = pyramid().sampler("raster", "reference").schedule
+    needed = rows_needed(schedule)
+    for home, ring in schedule.rings.items():
+        step = 2 if schedule.plan.maps[home].name == "up" else 1
+        assert ring.rows == -(-needed[home] // step) * step
+
+
+# --- verify -----------------------------------------------------------------------------------------------
+
+
+def damaged(schedule: S.Schedule, name: str, y: int, x: int, step: int) -> S.Schedule:
+    i = next(i for i, op in enumerate(schedule.plan.ops) if schedule.plan.name_of(op) == name)
+    steps = [s.copy() for s in schedule.steps]
+    assert steps[i][y, x] != step
+    steps[i][y, x] = step
+    return dataclasses.replace(schedule, steps=tuple(steps))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "match"),
+    [
+        ("first", -1, "first"),  # before it is ready
+        ("mix", 1, "relu_3"),  # after what reads it
+        ("mix", S.NEVER, "relu_3"),  # not at all
+        ("head.0", 1, None),  # at another pixel's turn
+    ],
+)
+def test_verify_finds_damage(name, change, match):
+    schedule = S.schedule(case_of(SPECS[0]).plan, S.raster(SPECS[0].shape))
+    schedule.verify()
+    i = next(i for i, op in enumerate(schedule.plan.ops) if schedule.plan.name_of(op) == name)
+    now = int(schedule.ready[i][2, 3]) if change < 0 else int(schedule.steps[i][2, 3])
+    step = S.NEVER if change == S.NEVER else now + change
+    with pytest.raises(AssertionError, match=match):
+        damaged(schedule, name, 2, 3, step).verify()
+
+
+@every_network
+def test_each_order_passes_verify(case_):
+    for order in ORDERS:
+        get(case_).sampler(order, "reference").schedule.verify()
