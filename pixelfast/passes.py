@@ -2,7 +2,7 @@
 
     split   channels of one map whose dependence on other maps differs become maps of their own (the colours of a
             pixel, masked channel groups), so that all channels at a position become ready together
-    prune   drops maps that no head depends on
+    prune   drops channels that no head depends on
     fuse    moves elementwise expressions into each other and into the products that feed them
 
 None of them changes a bit of any result: sums keep their order, and expressions are evaluated as written.
@@ -19,6 +19,7 @@ from .plan import (
     ZERO,
     Builder,
     Code,
+    ConditionOp,
     ConstantOp,
     ConvOp,
     HeadOp,
@@ -88,14 +89,19 @@ def split_by_readers(plan: Plan) -> Plan:
         if op.out not in groups:
             groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
         for g, members in enumerate(groups[op.out]):
-            read: list[int] = []
-            if isinstance(op, ConvOp):
-                read = op.refs[(op.weight[:, :, members] != 0).any(axis=(0, 2))].tolist()
-            elif isinstance(op, MapOp):
-                read = [r for ins in op.code if ins.fn == "load" for r in ins.refs[members].tolist()]
-            for ref in read:
+            for ref in _read_by(op, members).tolist():
                 readers[ref].add((i, g))
     return _regroup(plan, groups)
+
+
+def _read_by(op: Op, members: np.ndarray) -> np.ndarray:
+    """The channels that reach some of these channels of an op, through weights that are not exactly zero."""
+    if isinstance(op, ConvOp):
+        return op.refs[(op.weight[:, :, members] != 0).any(axis=(0, 2))]
+    if isinstance(op, MapOp):
+        loads = [ins.refs[members] for ins in op.code if ins.fn == "load"]
+        return np.concatenate(loads) if loads else np.zeros(0, np.int64)
+    return np.zeros(0, np.int64)
 
 
 def _regroup(plan: Plan, groups: Groups) -> Plan:
@@ -157,12 +163,23 @@ def _renumber(code: Code, renumbered: np.ndarray) -> Code:
 
 
 def prune(plan: Plan) -> Plan:
-    """Drop the maps that no head depends on."""
-    needed: set[int] = set()
+    """Drop the channels that no head depends on."""
+    needed = np.zeros(sum(m.channels for m in plan.maps) + 1, bool)  # the last serves ZERO
     for op in reversed(plan.ops):
-        if isinstance(op, HeadOp) or op.out in needed:
-            needed.update(read.map for read in plan.reads(op))
-    return _keep(plan, [op for op in plan.ops if isinstance(op, HeadOp) or op.out in needed])
+        if isinstance(op, HeadOp):
+            needed[op.refs] = True
+        else:
+            m = plan.maps[op.out]
+            needed[_read_by(op, np.flatnonzero(needed[m.refs]))] = True
+    groups = {i: _groups(needed[m.refs].tolist()) for i, m in enumerate(plan.maps)}
+    whole = {op.out for op in plan.ops if isinstance(op, ConditionOp)}  # PyTorch makes all of its channels
+    groups |= {i: [np.arange(plan.maps[i].channels)] for i in whole}
+    parted = _regroup(plan, groups)
+    read: set[int] = set()
+    for op in reversed(parted.ops):
+        if isinstance(op, HeadOp) or op.out in read:
+            read.update(r.map for r in parted.reads(op))
+    return _keep(parted, [op for op in parted.ops if isinstance(op, HeadOp) or op.out in read])
 
 
 def _keep(plan: Plan, ops: Sequence[Op]) -> Plan:

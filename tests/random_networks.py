@@ -9,6 +9,7 @@ A network is a list of steps; a step takes values made before. A value is a tens
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -317,3 +318,34 @@ def networks(draw: Any) -> Case:
     levels = draw(st.sampled_from([2, 3, 5]), label="levels")
     network = RandomNetwork(shape, levels, levels == 2 and len(steps) % 3 == 0, steps)
     return Case(loud(network, network.last, shape), shape)
+
+
+# --- some of them -----------------------------------------------------------------------------------------
+
+# Without rectifiers, so that nothing hides what depends on what.
+_STEPS = {
+    "plain": [("conv", 0, 3, 5), ("unary", 0, 1, 0)],
+    "dilated": [("conv", 0, 3, 6), ("conv", 0, 3, 7), ("conv", 1, 2, 5)],
+    "vertical": [("rows", 0, 2, 0), ("rows", 0, 1, 1), ("down", 0, 0, 0), ("cat", 0, 1, 2)],
+    "shifts": [("right", 5, 1, 0), ("down", 5, 0, 0), ("cat", 0, 1, 0), ("conv", 0, 3, 5), ("gate", 0, 0, 0)],
+    "interleaved": [("conv", 0, 5, 1), ("linear", 0, 0, 0), ("channels", 0, 2, 0), ("binary", 0, 1, 2)],
+}
+
+
+@dataclass(frozen=True)
+class Fixed:
+    name: str
+    colours: int
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.colours}"
+
+
+FIXED = [Fixed(name, colours) for name in _STEPS for colours in (1, 3)]
+
+
+@functools.cache
+def fixed(which: Fixed) -> Case:
+    shape = (which.colours, 4, 5)
+    module = RandomNetwork(shape, 5, False, _STEPS[which.name])
+    return Case(loud(module, module.last, shape), shape)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from random_networks import RandomNetwork
+from random_networks import FIXED, Fixed, fixed
 from torch import nn
 from torch.nn import functional as F
-from zoo import ORDERS, SPECS, Case, case_of, dependence, loud
+from zoo import ORDERS, SPECS, Case, Spec, case_of, dependence, loud
 
 import pixelfast as pf
 from pixelfast import schedule as S
@@ -23,34 +23,15 @@ from pixelfast.models import gated_pixelcnn
 from pixelfast.models.base import MaskedConv2d, colour_mask
 from pixelfast.plan import ConvOp, HeadOp, Read
 
-# Networks without rectifiers, so that nothing hides what depends on what.
-NETWORKS = {
-    "plain": [("conv", 0, 3, 5), ("unary", 0, 1, 0)],
-    "dilated": [("conv", 0, 3, 6), ("conv", 0, 3, 7), ("conv", 1, 2, 5)],
-    "vertical": [("rows", 0, 2, 0), ("rows", 0, 1, 1), ("down", 0, 0, 0), ("cat", 0, 1, 2)],
-    "shifts": [("right", 5, 1, 0), ("down", 5, 0, 0), ("cat", 0, 1, 0), ("conv", 0, 3, 5), ("gate", 0, 0, 0)],
-    "interleaved": [("conv", 0, 5, 1), ("linear", 0, 0, 0), ("channels", 0, 2, 0), ("binary", 0, 1, 2)],
-}
+every_network = pytest.mark.parametrize("case_", [*FIXED, *SPECS], ids=str)
+
+
+def get(case_: Fixed | Spec) -> Case:
+    return fixed(case_) if isinstance(case_, Fixed) else case_of(case_)
 
 
 @functools.cache
-def network(name: str, colours: int) -> Case:
-    shape = (colours, 4, 5)
-    module = RandomNetwork(shape, 5, False, NETWORKS[name])
-    return Case(loud(module, module.last, shape), shape)
-
-
-every_network = pytest.mark.parametrize(
-    "case_", [*((n, c) for n in NETWORKS for c in (1, 3)), *SPECS], ids=lambda c: str(c).replace(" ", "")
-)
-
-
-def get(case_: tuple | object) -> Case:
-    return network(*case_) if isinstance(case_, tuple) else case_of(case_)
-
-
-@functools.cache
-def seen_by(case_: tuple | object) -> np.ndarray:
+def seen_by(case_: Fixed | Spec) -> np.ndarray:
     return dependence(get(case_))
 
 
