@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import heads, models
+    from . import heads, inputs, models
     from .capture import CaptureError
     from .heads import bits_per_dim
     from .lower import LoweringError
@@ -41,13 +41,14 @@ __all__ = [
     "bits_per_dim",
     "compile",
     "heads",
+    "inputs",
     "load",
     "models",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("heads", "models"):
+    if name in ("heads", "inputs", "models"):
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

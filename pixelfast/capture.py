@@ -97,7 +97,10 @@ def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
-    return (paths[-1] if paths else "").removeprefix("module").removeprefix(".") or node.name
+    path = (paths[-1] if paths else "").split(".")
+    while path and path[0] == "module":  # of the wrappers around the caller's module
+        path = path[1:]
+    return ".".join(path) or node.name
 
 
 def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:

@@ -35,11 +35,12 @@ class LoweringError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """`values`: float32 or integer (levels, C, 1, 1): entry [l, c] where colour c of the pixel has level l."""
+    """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l."""
 
     values: Tensor
     height: int
     width: int
+    squeezed: bool = False  # the tensor has no axis for its one colour
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,20 +167,21 @@ class Lowering:
         if not isinstance(value, Table):
             raise self.fail(f"expected a feature map, got {type(value).__name__}")
         if id(value) not in self._views:
-            colours = value.values.shape[1]
-            table = value.values.reshape(-1, colours).float().numpy()
+            colours, dims = value.values.shape[1], tuple(value.values.shape[4:])
+            channels = math.prod(dims)
             name = "image" if not self._views else f"image.{len(self._views)}"
             home: int | None = None
             refs = []
-            for c in range(colours):
-                index = self.build.map(
-                    name if colours == 1 else f"{name}/{c}", value.height, value.width, 1, home, c
-                )
-                home = index if home is None else home
-                self.build.add(P.InputOp(index, c, np.ascontiguousarray(table[:, c : c + 1])))
-                refs.append(self.build.refs(index))
             h, w = value.height, value.width
-            view = View("ncyx", np.concatenate(refs), h, w, (0, 0), (0, h, 0, w))
+            for c in range(colours):
+                of_colour = name if colours == 1 else f"{name}/{c}"
+                index = self.build.map(of_colour, h, w, channels, home, c * channels)
+                home = index if home is None else home
+                table = value.values[:, c].float().reshape(-1, channels).numpy()
+                self.build.add(P.InputOp(index, c, np.ascontiguousarray(table)))
+                refs.append(self.build.refs(index).reshape(dims))
+            axes, stacked = ("nyx", refs[0]) if value.squeezed else ("ncyx", np.stack(refs))
+            view = View(axes + "c" * len(dims), stacked, h, w, (0, 0), (0, h, 0, w))
             self._views[id(value)] = (value, view)  # the value is kept, so that its id stays its own
         return self._views[id(value)][1]
 
@@ -341,18 +343,19 @@ def visible(view: View) -> tuple[int, int, int, int]:
 def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None:
     """Apply the op itself to a table, where all it meets are per-channel constants."""
     tables = [a for a in args if isinstance(a, Table)]
-    if not tables or any(isinstance(a, View | Given) for a in args):
+    if not tables or any(isinstance(a, View | Given) for a in args) or len({t.squeezed for t in tables}) > 1:
         return None
-    if any(
-        isinstance(a, Tensor) and any(s != 1 for i, s in enumerate(a.shape) if i - a.ndim != -3) for a in args
-    ):
-        return None
+    table = tables[0]
+    by_channel = table.values.ndim == 4 and not table.squeezed
+    for a in args:
+        if not isinstance(a, Tensor) or a.numel() == 1:
+            continue
+        if not by_channel or any(size != 1 for i, size in enumerate(a.shape) if i - a.ndim != -3):
+            return None
     plain = [a.values if isinstance(a, Table) else a for a in args]
     kwargs = {k: v for k, v in node.kwargs.items() if k not in ("device", "layout")}
     values = node.target(*plain, **kwargs)  # type: ignore[operator]
-    return (
-        Table(values, tables[0].height, tables[0].width) if values.shape == tables[0].values.shape else None
-    )
+    return replace(table, values=values) if values.shape == table.values.shape else None
 
 
 # --- the whole --------------------------------------------------------------------------------------------------

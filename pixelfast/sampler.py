@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from . import schedule as S
 from .capture import Conditioner, capture, same_everywhere
 from .explain import Explanation, explain
 from .heads import Head
+from .inputs import Fed
 from .lower import Condition, lower
 from .program import Program, assemble
 from .runtime import available_nbytes, load
@@ -41,6 +42,7 @@ def compile(
     shape: tuple[int, int, int],
     order: str = "auto",
     head: Head | None = None,
+    to_input: Callable[[Tensor], Tensor] | None = None,
     conditions: Mapping[str, torch.dtype] | None = None,
     backend: str = "cpu",
     isa: str | None = None,
@@ -57,6 +59,8 @@ def compile(
     - `order`: "raster" draws pixel by pixel; "wavefront" draws together what does not depend on each other;
         "auto" takes the cheaper. All give the same images, to the bit.
     - `head`: how forward's output is read; a model of `pixelfast.models` brings its own.
+    - `to_input`: makes what forward takes from int64 levels: one of `pixelfast.inputs`, or a function. Without it,
+        forward takes levels.
     - `conditions`: the names and dtypes of forward's further arguments, one number per image each.
     - `backend`: "cpu", or "reference" (plain Python, very slow, for checking).
     - `isa`: the instruction set of the cpu backend; the best that there is by default.
@@ -81,6 +85,8 @@ def compile(
     if conditions is None:
         conditions = {"labels": torch.int64} if classes else {}
     examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
+    if to_input is not None:
+        module = Fed(module, to_input, head.levels)
     captured = capture(module, shape=shape, levels=head.levels, conditions=examples)
     lowered = lower(captured, head)
     plan = passes.prune(passes.split(lowered.plan))

@@ -76,6 +76,35 @@ def _leaky_relu(ctx: Lowering, a: Any, slope: float = 0.01) -> Any:
     return ctx.pointwise([a, float(slope)], ("mul", 0, 1), ("max", 0, -1) if slope <= 1 else ("min", 0, -1))
 
 
+@lowers(aten._prelu_kernel.default, aten.prelu.default)
+def _prelu(ctx: Lowering, a: Any, slope: Any) -> Any:
+    v = ctx.view(a)
+    if isinstance(slope, torch.Tensor) and slope.ndim == 1:  # of the second axis
+        slope = slope.reshape(-1, *[1] * (len(v.axes) - 2))
+    return ctx.pointwise([v, slope], ("min", 0, 0.0), ("mul", -1, 1), ("max", 0, 0.0), ("add", -1, -3))
+
+
+@lowers(aten.softplus.default)
+def _softplus(ctx: Lowering, a: Any, beta: float = 1, threshold: float = 20) -> Any:
+    """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    if beta != 1:
+        raise ctx.fail(f"softplus with beta {beta}; supported is 1")
+    rest = (("abs", 0), ("neg", -1), ("exp", -1), ("add", -1, 1.0), ("log", -1))
+    return ctx.pointwise([a], *rest, ("max", 0, 0.0), ("add", -1, -3))
+
+
+@lowers(aten._native_batch_norm_legit_no_training.default)
+def _batch_norm(
+    ctx: Lowering, a: Any, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
+) -> Any:
+    """In eval mode: a scale and a shift of each channel, the second axis. (The op returns two more, empty tensors.)"""
+    scale = torch.rsqrt(variance.double() + epsilon) * (1 if weight is None else weight.double())
+    shift = (0 if bias is None else bias.double()) - mean.double() * scale
+    along = (-1, *[1] * (len(ctx.view(a).axes) - 2))
+    constants = (scale.float().reshape(along), shift.float().reshape(along))
+    return [ctx.pointwise([a, *constants], ("mul", 0, 1), ("add", -1, 2)), None, None]
+
+
 @lowers(aten.silu.default)
 def _silu(ctx: Lowering, a: Any) -> Any:
     return ctx.pointwise([a], ("sigmoid", 0), ("mul", 0, -1))

@@ -73,13 +73,49 @@ def _unsqueeze(ctx: Lowering, a: Any, dim: int) -> View:
 
 
 @lowers(aten.squeeze.dim, aten.squeeze.dims)
-def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View:
+def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View | Table:
+    if isinstance(a, Table) and dims in (1, [1], (1,)) and a.values.shape[1] == 1 and not a.squeezed:
+        return replace(a, squeezed=True)
     v = ctx.view(a)
     for dim in sorted({v.axis(d) for d in ([dims] if isinstance(dims, int) else dims)}, reverse=True):
         if v.axes[dim] == "c" and v.refs.shape[v.ref_axis(dim)] == 1:
             refs = v.refs.squeeze(v.ref_axis(dim))
             v = replace(v, axes=v.axes[:dim] + v.axes[dim + 1 :], refs=refs)
     return v
+
+
+@lowers(aten.squeeze.default)
+def _squeeze_all(ctx: Lowering, a: Any) -> View | Table:
+    v = ctx.view(a)
+    return _squeeze(
+        ctx, v, [i for i, size in enumerate(ctx.shape_of(ctx.node.all_input_nodes[0])) if size == 1]
+    )
+
+
+@lowers(aten.stack.default)
+def _stack(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
+    rank = len(ctx.shape_of(ctx.node))
+    return _cat(ctx, [_unsqueeze(ctx, v, dim % rank) for v in values], dim % rank)
+
+
+@lowers(aten.flip.default)
+def _flip(ctx: Lowering, a: Any, dims: Sequence[int]) -> View:
+    v = ctx.view(a)
+    for dim in dims:
+        if v.axes[v.axis(dim)] != "c":
+            raise ctx.fail(f"flips the {v.axes[v.axis(dim)]} axis; supported are channels")
+        v = replace(v, refs=np.flip(v.refs, v.ref_axis(dim)))
+    return v
+
+
+@lowers(aten.glu.default)
+def _glu(ctx: Lowering, a: Any, dim: int = -1) -> View:
+    v = ctx.view(a)
+    if v.axes[v.axis(dim)] != "c":
+        raise ctx.fail(f"gates along {v.axes[v.axis(dim)]}; supported are channels")
+    half = v.refs.shape[v.ref_axis(dim)] // 2
+    value, gate = _slice(ctx, v, dim, 0, half), _slice(ctx, v, dim, half, 2 * half)
+    return ctx.pointwise([value, gate], ("sigmoid", 1), ("mul", 0, -1))
 
 
 @lowers(aten.expand.default)

@@ -1,8 +1,9 @@
-"""Rules for convolutions and linear layers."""
+"""Rules for convolutions, linear layers, and what stands in their place at the input: embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, View, lowers
+from ..lower import Lowering, Table, View, lowers
 
 aten = torch.ops.aten
 
@@ -136,6 +137,22 @@ def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
+
+
+@lowers(aten.embedding.default)
+def _embedding(ctx: Lowering, weight: Any, a: Any, *_: Any) -> Table:
+    if not isinstance(a, Table) or not isinstance(weight, Tensor):
+        raise ctx.fail("an embedding of what is not a level of the image")
+    return replace(a, values=weight.detach()[a.values.long()])
+
+
+@lowers(aten.one_hot.default)
+def _one_hot(ctx: Lowering, a: Any, classes: int = -1) -> Table:
+    if not isinstance(a, Table) or classes < 1:
+        raise ctx.fail(
+            "a one-hot code of what is not a level of the image, or of an unknown number of classes"
+        )
+    return replace(a, values=torch.nn.functional.one_hot(a.values.long(), classes))
 
 
 @lowers(aten.linear.default)
