@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import passes
 from . import plan as P
 from . import schedule as S
-from .capture import Conditioner, capture, same_everywhere
+from .capture import Captured, capture, run, same_everywhere
 from .explain import Explanation, explain
 from .heads import Head
 from .inputs import Fed
@@ -94,7 +94,8 @@ def compile(
     return Sampler(
         plan,
         _choose(plan, order),
-        conditioner=captured.conditioner,
+        captured=captured,
+        head=head,
         conditions=lowered.conditions,
         classes={"labels": classes} if classes else {},
         backend=backend,
@@ -141,14 +142,17 @@ class Sampler:
         plan: P.Plan,
         schedule: S.Schedule,
         *,
-        conditioner: Conditioner,
+        captured: Captured,
+        head: Head,
         conditions: tuple[Condition, ...],
         classes: Mapping[str, int],
         backend: str = "cpu",
         isa: str | None = None,
     ):
         self._plan = plan
-        self._conditioner = conditioner
+        self._captured = captured
+        self._conditioner = captured.conditioner
+        self._head = head
         self._conditions = conditions
         self._classes = classes
         self._backend, self._isa = backend, isa
@@ -292,6 +296,34 @@ class Sampler:
             **self._parallel(threads, chunk),
         )
         return torch.from_numpy(log_prob if per_pixel else _total(log_prob))
+
+    def verify(self, *, seed: int = 0, tolerance: float = 1e-3) -> float:
+        """Compare the sampler with the module, as it was captured: draw images and let PyTorch score them.
+
+        **Arguments:** `seed`: of the images. `tolerance`: of the log-probability of a sub-pixel, in nats; those of
+        improbable levels (below -12) are not compared, since probabilities are multiples of 2**-31.
+
+        **Returns** the largest difference, in nats. Raises `ValueError`, naming the worst place, above `tolerance`.
+        """
+        given = {
+            name: torch.arange(len(example)) % self._classes.get(name, 1)
+            for name, example in zip(self._conditioner.names, self._conditioner.examples, strict=True)
+        }
+        n = 2
+        images = self.sample(n, conditions=given, seed=seed).images.long()
+        found = self.log_prob(images, conditions=given, per_pixel=True).double()
+        params = run(self._captured, images, given)
+        logits = self._head.logits(params, images).double()
+        wanted = logits.log_softmax(1).gather(1, images.unsqueeze(1)).squeeze(1)
+        off = torch.where(wanted > -12, (found - wanted).abs(), torch.zeros(()).double())
+        worst = off.max().item()
+        if not worst <= tolerance:
+            i, c, y, x = np.unravel_index(int(off.argmax()), off.shape)
+            raise ValueError(
+                f"[verify] sampler and module differ by {worst:g} nats at image {i}, pixel (y={y}, x={x}), colour {c}: "
+                f"{found[i, c, y, x]:g} and {wanted[i, c, y, x]:g}"
+            )
+        return worst
 
     # --- checks and conversions ---
 

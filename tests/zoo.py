@@ -104,7 +104,8 @@ def recompile(
     return pf.Sampler(
         sampler._plan,
         schedule,
-        conditioner=sampler._conditioner,
+        captured=sampler._captured,
+        head=sampler._head,
         conditions=sampler._conditions,
         classes=sampler._classes,
         backend=backend,
