@@ -1,0 +1,203 @@
+"""What is captured computes what the module computes, and leaves the module alone."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from zoo import SPECS, case_of
+
+import pixelfast as pf
+from pixelfast.capture import capture, run, same_everywhere, where
+
+
+def captured_of(module, shape=(1, 2, 3), **conditions):
+    return capture(module, shape=shape, levels=module.head.levels, conditions=conditions)
+
+
+class Base(nn.Module):
+    """Sees the pixel on the left."""
+
+    head, channels = pf.heads.Bernoulli(), 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(1, 1, (1, 2))
+
+    def net(self, images):
+        return self.left(F.pad(images.to(self.left.weight.dtype), (2, -1)))
+
+
+@pytest.mark.parametrize("spec", [SPECS[3], SPECS[9]], ids=str)
+def test_the_graph_computes_what_the_module_computes(spec):
+    module = case_of(spec).module
+    captured = captured_of(module, spec.shape, labels=torch.zeros(2, dtype=torch.int64))
+    captured.verify()
+    assert captured.module_name == spec.kind
+    images = torch.randint(0, spec.levels, (2, *spec.shape), generator=torch.Generator().manual_seed(9))
+    labels = torch.tensor([2, 1])
+    with torch.no_grad():
+        torch.testing.assert_close(run(captured, images, {"labels": labels}), module(images, labels))
+    lines = str(captured).splitlines()
+    assert len(lines) == len(captured.image_nodes)
+    assert any(line.startswith("layers.1") and "aten.conv2d" in line for line in lines)
+
+
+def test_nodes_are_sorted_by_what_they_depend_on():
+    spec = SPECS[3]
+    captured = captured_of(case_of(spec).module, spec.shape, labels=torch.zeros(2, dtype=torch.int64))
+    targets = [str(node.target) for node in captured.conditioner.nodes]
+    assert targets.count("aten.embedding.default") == spec.layers + 1
+    assert not any("conv2d" in t for t in targets)
+    assert not any("embedding" in str(node.target) for node in captured.image_nodes)
+    for node in captured.image_nodes:
+        if "conv2d" in str(node.target):  # weight times mask is folded
+            assert isinstance(captured.folded[node.args[1]], torch.Tensor)
+    assert {where(node) for node in captured.image_nodes} >= {"first", "layers.0", "layers.1", "mix", "last"}
+
+
+def test_conditions_are_evaluated_one_image_at_a_time():
+    module = case_of(SPECS[3]).module
+    conditioner = captured_of(module, SPECS[3].shape, labels=torch.zeros(2, dtype=torch.int64)).conditioner
+    weights = {tuple(e.weight[1].tolist()) for e in module.embeddings}
+    found = set()
+    for node, value in conditioner.run({"labels": torch.tensor(1)}).items():
+        if str(node.target) == "aten.embedding.default":
+            assert torch.equal(value[0], value[1])
+            found.add(tuple(np.ravel(same_everywhere(value)).tolist()))
+    assert found == weights
+
+
+# --- the module is left alone -----------------------------------------------------------------------------
+
+
+class Layers(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.norm = nn.Dropout(0.5), nn.BatchNorm2d(1)
+        self.register_buffer("calls", torch.zeros(()))
+        self.last = nn.Conv2d(1, 1, 1)
+
+    def forward(self, images):
+        return self.last(self.drop(self.net(images)))
+
+
+def test_the_module_is_left_as_it_was():
+    module = Layers()
+    module.train()
+    module.norm.eval()
+    module.left.weight.grad = torch.ones_like(module.left.weight)
+    module.left.bias.requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    sampler = pf.compile(module, shape=(1, 2, 3), backend="reference")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (module.training, module.drop.training, module.norm.training) == (True, True, False)
+    assert module.left.weight.requires_grad
+    assert not module.left.bias.requires_grad
+    assert torch.equal(module.left.weight.grad, torch.ones_like(module.left.weight))
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+    out = sampler.sample(2, seed=0)  # dropout is off
+    with torch.no_grad():
+        want = module.head.log_prob(module.eval()(out.images), out.images)
+    torch.testing.assert_close(out.log_prob, want, rtol=1e-5, atol=1e-5)
+
+
+def test_later_changes_of_the_module_do_not_reach_the_sampler():
+    torch.manual_seed(0)
+    module = Layers().eval()
+    sampler = pf.compile(module, shape=(1, 2, 3))
+    before = sampler.sample(4, seed=1)
+    scored = sampler.log_prob(before.images)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(-3)
+    after = sampler.sample(4, seed=1)
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(sampler.log_prob(before.images), scored)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_modules_of_other_precision_are_captured_in_float32(dtype):
+    torch.manual_seed(0)
+    module = Layers().eval().to(dtype)
+    out = pf.compile(module, shape=(1, 2, 3)).sample(4, seed=1)
+    single = copy.deepcopy(module).float()
+    with torch.no_grad():
+        want = module.head.log_prob(single(out.images), out.images)
+    torch.testing.assert_close(out.log_prob, want, rtol=1e-5, atol=1e-5)
+    assert module.left.weight.dtype == dtype
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+
+
+class Control(Base):
+    def forward(self, images):
+        return self.net(images) if images.sum() > 3 else -self.net(images)
+
+
+class Pair(Base):
+    def forward(self, images):
+        return self.net(images), -self.net(images)
+
+
+class Blind(Base):
+    def forward(self, images):
+        return self.left.bias.expand(images.shape)
+
+
+class Counter(Base):
+    calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.net(images) + self.calls
+
+
+class Noise(Base):
+    def forward(self, images):
+        return self.net(images) + torch.rand(())
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        (Control, r"could not capture Control: (?s:.*)forward must be traceable: no control flow on tensor"),
+        (Pair, r"\[compile\] Pair\.forward must return one tensor, got 2 outputs"),
+        (Blind, r"\[compile\] the output of Blind\.forward does not depend on the images"),
+        (
+            Counter,
+            r"graph of Counter differs from the module on fresh images by up to [0-9.e+-]+: forward dep",
+        ),
+        (Noise, r"graph of Noise differs from the module on fresh images by up to"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused(kind, match):
+    with pytest.raises(pf.CaptureError, match=match):
+        captured_of(kind())
+
+
+def test_weights_that_are_not_finite_are_refused():
+    module = Layers()
+    with torch.no_grad():
+        module.left.bias.fill_(float("inf"))
+    with pytest.raises(
+        pf.CaptureError, match=r"\[compile\] Layers: left\.bias holds NaN or infinite values$"
+    ):
+        pf.compile(module, shape=(1, 2, 3))
+    with torch.no_grad():
+        module.left.weight[0, 0, 0, 1] = float("nan")
+    with pytest.raises(pf.CaptureError, match=r"left\.weight holds NaN or infinite values \(and 1 more\)$"):
+        pf.compile(module, shape=(1, 2, 3))
+
+
+def test_labels_that_forward_does_not_take_are_its_own_error():
+    with pytest.raises(TypeError, match="labels"):
+        pf.compile(Layers(), shape=(1, 2, 3), conditions={"labels": torch.int64})
