@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import pixelfast as pf
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
@@ -16,7 +20,7 @@ def blocks(page):
 
 def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("README.md")
+    code = blocks("README.md")[0]
     small = code.replace("hidden=64, layers=12", "hidden=4, layers=1")
     assert small != code
     images = torch.randint(0, 256, (64, 1, 28, 28), dtype=torch.uint8)
@@ -29,6 +33,21 @@ def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
     assert torch.equal(names["sampler"].log_prob(out.images, labels=names["labels"]), out.log_prob)
     assert "multiply-adds" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_the_readme_takes_anybodys_module():
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.above, self.last = nn.Conv2d(3, 8, (2, 3)), nn.Conv2d(8, 100, 1)
+
+        def forward(self, x):
+            return self.last(self.above(F.pad(x, (1, 1, 2, -1))).relu())
+
+    code = blocks("README.md")[1]
+    names = {"pf": pf, "module": Module()}
+    exec(code, names)
+    assert names["sampler"].shape == (3, 32, 32)
 
 
 def test_the_contributing_example_runs(capsys):
