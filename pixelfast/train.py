@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import math
 import os
 import platform
@@ -27,6 +28,11 @@ from .data import Dataset
 from .models import AutoregressiveModel
 
 _LOG_EVERY = 100  # steps between two entries of the history
+_MODELS: dict[str, Callable[..., AutoregressiveModel]] = {
+    "pixelcnn": models.PixelCNN,
+    "gated-pixelcnn": models.GatedPixelCNN,
+    "pixelcnn-pp": models.PixelCNNPlusPlus,
+}
 
 
 class Evaluation(NamedTuple):
@@ -113,10 +119,14 @@ def train(
         "finished": False,
         "history": [],
     }
+    begun = (folder / STATE).exists()
+    if begun and not resume:
+        raise ValueError(f"[train] {folder} already holds a run: resume it, or choose another folder")
+    if not begun:
+        first = np.random.default_rng(seed).permutation(len(dataset))[:128]
+        model.initialise(*_batch(dataset, first, device, model))
     run = Run(model, record, folder, images=len(dataset))
-    if (folder / STATE).exists():
-        if not resume:
-            raise ValueError(f"[train] {folder} already holds a run: resume it, or choose another folder")
+    if begun:
         run.restore()
 
     model.train()
@@ -314,15 +324,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, help="folder or file of the data set; see pixelfast.data.load"
     )
     parser.add_argument("--out", required=True, help="folder to write the run to")
-    parser.add_argument("--model", choices=["pixelcnn", "gated-pixelcnn"], default="gated-pixelcnn")
-    parser.add_argument("--hidden", type=int, default=64, help="width of the layers (default 64)")
-    parser.add_argument("--layers", type=int, default=12, help="number of layers (default 12)")
-    parser.add_argument("--kernel", type=int, default=7, help="size of the first layer (default 7)")
+    parser.add_argument("--model", choices=list(_MODELS), default="gated-pixelcnn")
+    parser.add_argument("--hidden", type=int, help="width of the layers")
+    parser.add_argument("--layers", type=int, help="number of layers")
+    parser.add_argument("--kernel", type=int, help="size of the first layer")
+    parser.add_argument("--blocks", type=int, help="residual blocks of a stage (pixelcnn-pp)")
+    parser.add_argument("--mixtures", type=int, help="logistics of the mixture (pixelcnn-pp)")
+    parser.add_argument("--dropout", type=float, help="probability of dropping a feature (pixelcnn-pp)")
     parser.add_argument(
         "--classes", action=argparse.BooleanOptionalAction, default=False, help="condition on the labels"
     )
     parser.add_argument("--levels", type=int, help="quantize the images to so many levels")
-    parser.add_argument("--head", choices=["categorical", "bernoulli"], default="categorical")
+    parser.add_argument("--head", choices=["categorical", "bernoulli"])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -362,15 +375,7 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
     dataset, valid = _split(dataset, args.limit, args.valid)
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = {"pixelcnn": models.PixelCNN, "gated-pixelcnn": models.GatedPixelCNN}[args.model](
-        channels=dataset.shape[0],
-        levels=dataset.levels,
-        hidden=args.hidden,
-        layers=args.layers,
-        kernel=args.kernel,
-        classes=classes,
-        head=args.head,
-    ).to(device)
+    model = _model(args, channels=dataset.shape[0], levels=dataset.levels, classes=classes).to(device)
     return train(
         model,
         dataset,
@@ -387,6 +392,17 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
         save_minutes=args.save_minutes,
         max_minutes=args.max_minutes,
     )
+
+
+def _model(args: argparse.Namespace, **of_data: Any) -> AutoregressiveModel:
+    """The model that the options describe; what they leave open has the model's own defaults."""
+    model = _MODELS[args.model]
+    options = ("hidden", "layers", "kernel", "blocks", "mixtures", "dropout", "head")
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    for name in given:
+        if name not in inspect.signature(model).parameters:
+            raise ValueError(f"[train] {args.model} has no {name}; leave out --{name}")
+    return model(**given, **of_data)
 
 
 def _split(dataset: Dataset, limit: int | None, held_out: int) -> tuple[Dataset, Dataset | None]:

@@ -272,6 +272,15 @@ def test_command_line(pictures, tmp_path, capsys):
     assert "bits/dim" in capsys.readouterr().err
 
 
+def test_command_line_of_a_mixture(pictures, tmp_path):
+    small = ("--hidden", 4, "--blocks", 1, "--mixtures", 2, "--dropout", 0.1, "--epochs", 1, "--batch", 4)
+    common = ("--data", pictures, "--sample-every", 0, "--levels", 16, "--model", "pixelcnn-pp", *small)
+    model = run(*common, "--out", tmp_path / "run", "--classes")
+    assert isinstance(model, models.PixelCNNPlusPlus)
+    assert model.config["dropout"] == 0.1
+    assert models.load(tmp_path / "run").config == model.config
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -280,6 +289,7 @@ def test_command_line(pictures, tmp_path, capsys):
         (("--valid", 10), r"valid must be in \[0, 10\), got 10"),
         (("--levels", 300), r"levels must be in \[2, 256\], got 300"),
         (("--head", "bernoulli"), "levels must be 2, got 256"),
+        (("--blocks", 2), "gated-pixelcnn has no blocks; leave out --blocks"),
     ],
 )
 def test_bad_command_lines(pictures, tmp_path, words, message):

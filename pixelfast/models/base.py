@@ -102,6 +102,12 @@ class AutoregressiveModel(nn.Module):
             _check_range("log_prob", "labels", labels, self.classes)
         return self.head.log_prob(self(images, labels), images)
 
+    def initialise(self, images: Tensor, labels: Tensor | None = None) -> None:
+        """Set weights from data, before training. Does nothing where a model says nothing else.
+
+        images, labels: as for `forward`, some hundred of them.
+        """
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into the folder `path`, made if missing.
 
