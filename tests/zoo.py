@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pixelfast as pf
-from pixelfast import _cpu, reference
+from pixelfast import _cpu, passes, reference
 from pixelfast import schedule as S
+from pixelfast.capture import capture
+from pixelfast.lower import lower
 from pixelfast.sampler import _schedule
 
 # How far an image's log-probability may lie from the model's own, evaluated in float64.
@@ -110,6 +112,24 @@ def recompile(
         classes=sampler._classes,
         backend=backend,
         isa=isa,
+    )
+
+
+def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
+    """A sampler that can only score, so that the module need not be causal."""
+    classes = {"labels": module.classes} if getattr(module, "classes", None) else {}
+    examples = {name: torch.zeros(2, dtype=torch.int64) for name in classes}
+    captured = capture(module, shape=shape, levels=module.head.levels, conditions=examples)
+    lowered = lower(captured, module.head)
+    plan = passes.prune(passes.split(lowered.plan))
+    return pf.Sampler(
+        plan,
+        _schedule(plan, S.known(shape)),
+        captured=captured,
+        head=module.head,
+        conditions=lowered.conditions,
+        classes=classes,
+        backend="reference",
     )
 
 

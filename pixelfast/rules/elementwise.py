@@ -32,9 +32,7 @@ _UNARY = {
 
 
 def _binary(fn: str) -> Callable:
-    def rule(ctx: Lowering, a: Any, b: Any, *, alpha: float = 1, rounding_mode: str | None = None) -> Any:
-        if rounding_mode is not None:
-            raise ctx.fail(f"rounding_mode={rounding_mode!r}")
+    def rule(ctx: Lowering, a: Any, b: Any, *, alpha: float = 1) -> Any:
         if alpha != 1:
             return ctx.pointwise([a, b], ("mul", 1, float(alpha)), (fn, 0, -1))
         return ctx.pointwise([a, b], (fn, 0, 1))
@@ -110,7 +108,7 @@ def _silu(ctx: Lowering, a: Any) -> Any:
     return ctx.pointwise([a], ("sigmoid", 0), ("mul", 0, -1))
 
 
-@lowers(aten.clamp.default, aten.hardtanh.default)
+@lowers(aten.clamp.default)
 def _clamp(ctx: Lowering, a: Any, low: float | None = None, high: float | None = None) -> Any:
     steps: list[tuple] = []
     if low is not None:
@@ -118,6 +116,16 @@ def _clamp(ctx: Lowering, a: Any, low: float | None = None, high: float | None =
     if high is not None:
         steps.append(("min", -1 if steps else 0, float(high)))
     return ctx.pointwise([a], *steps)
+
+
+@lowers(aten.hardtanh.default)
+def _hardtanh(ctx: Lowering, a: Any, low: float = -1, high: float = 1) -> Any:
+    return _clamp(ctx, a, low, high)
+
+
+@lowers(aten.relu6.default)
+def _relu6(ctx: Lowering, a: Any) -> Any:
+    return _clamp(ctx, a, 0, 6)
 
 
 @lowers(

@@ -139,7 +139,8 @@ def _slice(
         index[v.ref_axis(dim)] = slice(start, end, step)
         return replace(v, refs=v.refs[tuple(index)])
     if axis == "n":
-        if (start in (0, None)) and (end is None or end >= ctx.shape_of(ctx.node)[0]) and step == 1:
+        batch = ctx.shape_of(ctx.captured.image)[0]
+        if slice(start, end, step).indices(batch) == (0, batch, 1):
             return v
         raise ctx.fail("slices the batch")
     size = v.height if axis == "y" else v.width
