@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from random_networks import FIXED, Fixed, fixed
 from torch import nn
 from torch.nn import functional as F
-from zoo import ORDERS, SPECS, Case, Spec, case_of, dependence, loud
+from zoo import ORDERS, SPECS, Case, Spec, case_of, dependence, pyramid
 
 import pixelfast as pf
 from pixelfast import schedule as S
@@ -207,31 +207,6 @@ def test_a_vertical_stack_runs_once_a_row(spec):
                 assert step == (row + 1) * width * colours  # when the row below begins
         alone = launches_of(schedule, f"layers.{layer}.horizontal")
         assert len(alone) == height * width * colours
-
-
-class Pyramid(nn.Module):
-    """Strided down, and up again, seen one row of blocks later."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.levels, self.channels = pf.heads.Bernoulli(), 2, 1
-        self.down = nn.Conv2d(1, 3, 2, stride=2)
-        self.up = nn.ConvTranspose2d(3, 2, 2, stride=2)
-        self.left = nn.Conv2d(1, 2, (1, 2))
-        self.last = nn.Conv2d(4, 1, 1)
-
-    def forward(self, images):
-        x = images.to(self.last.weight.dtype)
-        above = F.pad(self.up(torch.tanh(self.down(x))), (0, 0, 2, -2))
-        left = self.left(F.pad(x, (2, -1)))
-        return self.last(torch.cat([above, left], 1))
-
-
-@functools.cache
-def pyramid() -> Case:
-    torch.manual_seed(0)
-    module = Pyramid()
-    return Case(loud(module, module.last, (1, 6, 8)), (1, 6, 8))
 
 
 def test_a_strided_layer_runs_once_a_row_of_blocks():

@@ -202,6 +202,31 @@ def case_of(spec: Spec) -> Case:
     return Case(loud(model, model.last, spec.shape), spec.shape)
 
 
+class Pyramid(nn.Module):
+    """Strided down, and up again, seen one row of blocks later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.levels, self.channels = pf.heads.Bernoulli(), 2, 1
+        self.down = nn.Conv2d(1, 3, 2, stride=2)
+        self.up = nn.ConvTranspose2d(3, 2, 2, stride=2)
+        self.left = nn.Conv2d(1, 2, (1, 2))
+        self.last = nn.Conv2d(4, 1, 1)
+
+    def forward(self, images):
+        x = images.to(self.last.weight.dtype)
+        above = F.pad(self.up(torch.tanh(self.down(x))), (0, 0, 2, -2))
+        left = self.left(F.pad(x, (2, -1)))
+        return self.last(torch.cat([above, left], 1))
+
+
+@functools.cache
+def pyramid() -> Case:
+    torch.manual_seed(0)
+    module = Pyramid()
+    return Case(loud(module, module.last, (1, 6, 8)), (1, 6, 8))
+
+
 def dependence(case: Case) -> np.ndarray:
     """bool (D, D), sub-pixels as (c, y, x) flattened: whether the first's distribution depends on the second.
 
