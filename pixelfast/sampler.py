@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -454,5 +455,5 @@ def _broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 def _total(log_prob: np.ndarray) -> np.ndarray:
     """Sum over sub-pixels in one fixed order, in float64."""
-    flat = log_prob.reshape(len(log_prob), -1).astype(np.float64)
+    flat = log_prob.reshape(len(log_prob), math.prod(log_prob.shape[1:])).astype(np.float64)
     return np.add.accumulate(flat, axis=1)[:, -1].astype(np.float32)
