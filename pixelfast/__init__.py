@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import heads, inputs, models
+    from . import data, heads, inputs, models, viz
     from .capture import CaptureError
     from .heads import bits_per_dim
     from .lower import LoweringError
@@ -40,15 +40,17 @@ __all__ = [
     "Sampler",
     "bits_per_dim",
     "compile",
+    "data",
     "heads",
     "inputs",
     "load",
     "models",
+    "viz",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("heads", "inputs", "models"):
+    if name in ("data", "heads", "inputs", "models", "viz"):
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
