@@ -79,6 +79,21 @@ class Rows(nn.Module):
         return self.conv(F.pad(x, self.pads))
 
 
+class Blocks(nn.Module):
+    """Strided down and up again, then seen below the blocks."""
+
+    def __init__(self, channels: int, outputs: int, height: int, kernel: int) -> None:
+        super().__init__()
+        self.pads = (kernel - 2, 1, kernel - 2, 1)
+        self.down = nn.Conv2d(channels, 2, kernel, stride=2)
+        self.up = nn.ConvTranspose2d(2, outputs, kernel, stride=2)
+        self.by = min(2, height)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.down(F.pad(x, self.pads)).tanh())[:, :, : x.shape[2], : x.shape[3]]
+        return F.pad(y, (0, 0, self.by, -self.by))
+
+
 class Pad(nn.Module):
     def __init__(self, *pads: int) -> None:
         super().__init__()
@@ -106,6 +121,7 @@ FUNCTIONS = {
     "elu": F.elu,
     "silu": F.silu,
     "leaky_relu": F.leaky_relu,
+    "softplus": F.softplus,
     "clamp": lambda x: x.clamp(-0.5, 1),
     "neg": torch.neg,
     "abs": torch.abs,
@@ -118,6 +134,7 @@ FUNCTIONS = {
     "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "every": lambda x, start: x[:, start::2],
     "shuffle": lambda x: x.view(x.shape[0], 2, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape),
+    "flip": lambda x: x.flip(1),
     "cat": lambda *x: torch.cat(x, 1),
 }
 UNARY = [name for name in FUNCTIONS if FUNCTIONS[name].__name__ == name or name in ("clamp", "neg", "abs")]
@@ -163,6 +180,7 @@ KERNELS = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (3, 3), (3, 2)]
 STEPS = (
     "conv",
     "rows",
+    "blocks",
     "down",
     "right",
     "unary",
@@ -253,6 +271,12 @@ class RandomNetwork(nn.Module):
         by = min(1 + j % 2, self.height)
         self._add(Pad(0, 0, by, -by), (at,), Value("causal", (0,) * len(self.values[at])))
 
+    def _blocks(self, i: int, j: int, k: int) -> None:
+        at = self._pick(i, "image", "causal", "rows")
+        outputs = 1 + j % 3
+        step = Blocks(len(self.values[at]), outputs, self.height, 2 + k % 2)
+        self._add(step, (at,), Value("causal", (0,) * outputs))
+
     def _right(self, i: int, j: int, k: int) -> None:
         at = self._pick(i, "image", "causal")
         by = min(1 + j % 2, self.width)
@@ -281,7 +305,9 @@ class RandomNetwork(nn.Module):
         c = self.values[at].colours
         if len(c) < 2:
             return
-        if j % 3 == 0:
+        if j == 7:
+            self._add(Apply("flip"), (at,), Value("causal", c[::-1]))
+        elif j % 3 == 0:
             half = -(-len(c) // 2)
             self._add(Apply("chunk"), (at,), Value("causal", c[half:] + c[:half]))
         elif j % 3 == 1:
