@@ -136,7 +136,14 @@ def capture(
     frozen = _copy(module)
     with torch.no_grad():
         output = frozen(images, **conditions)
-    bad = [key for key, t in frozen.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if not isinstance(output, Tensor):
+        raise CaptureError(f"[compile] {name}.forward must return one tensor, got a {type(output).__name__}")
+    weights = dict(frozen.named_parameters())  # buffers may hold infinities: masks of attention do
+    bad = [
+        key
+        for key, t in frozen.state_dict().items()
+        if t.is_floating_point() and (t.isnan().any() or (key in weights and t.isinf().any()))
+    ]
     if bad:
         raise CaptureError(
             f"[compile] {name}: {bad[0]} holds NaN or infinite values"
@@ -163,8 +170,14 @@ def capture(
 
 def _copy(module: nn.Module) -> nn.Module:
     """The module for inference: on the CPU, in float32, without dropout or gradients."""
+    memo: dict[int, Any] = {}  # deepcopy refuses results of computations: normed weights, cached activations
+    for part in module.modules():
+        for value in vars(part).values():
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, Tensor) and not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
     with torch.no_grad():
-        return copy.deepcopy(module).cpu().eval().float().requires_grad_(False)
+        return copy.deepcopy(module, memo).cpu().eval().float().requires_grad_(False)
 
 
 class _Settled(nn.Module):
@@ -229,7 +242,7 @@ def _sort(
                 user.append(node)
                 (on_condition if len(user) > 1 else on_image).add(node)
             elif spec.target in exported.state_dict:
-                folded[node] = exported.state_dict[spec.target].detach()
+                folded[node] = exported.state_dict[spec.target].detach().clone()
             else:
                 folded[node] = exported.constants[spec.target]
         elif node.op == "output":

@@ -135,6 +135,34 @@ def test_modules_of_other_precision_are_captured_in_float32(dtype):
     assert module.left.weight.dtype == dtype
 
 
+class Normed(Base):
+    """As much public code: weights and caches that are results of computations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with pytest.warns(FutureWarning, match="weight_norm"):
+            self.left = nn.utils.weight_norm(self.left)
+        self.cache, self.caches = None, []
+        self.register_buffer("lowest", torch.tensor(float("-inf")))
+
+    def forward(self, images):
+        self.cache = self.left(F.pad(images.float(), (2, -1)))
+        self.caches = [self.cache]
+        return torch.maximum(self.cache, self.lowest)
+
+
+def test_modules_that_keep_results_of_computations_are_copied():
+    torch.manual_seed(0)
+    module = Normed()
+    for _ in range(2):
+        sampler = pf.compile(module, shape=(1, 2, 3))
+        out = sampler.sample(4, seed=1)
+        want = module.head.log_prob(module(out.images), out.images)  # leaves results behind
+        torch.testing.assert_close(out.log_prob, want.detach(), rtol=1e-5, atol=1e-5)
+        assert want.requires_grad
+        assert module.cache.requires_grad
+
+
 # --- errors -----------------------------------------------------------------------------------------------
 
 
@@ -151,6 +179,21 @@ class Pair(Base):
 class Blind(Base):
     def forward(self, images):
         return self.left.bias.expand(images.shape)
+
+
+class Named(Base):
+    def forward(self, images):
+        return {"logits": self.net(images)}
+
+
+class Drift(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, images):
+        self.calls += 1
+        return self.net(images) * self.calls
 
 
 class Counter(Base):
@@ -170,7 +213,9 @@ class Noise(Base):
     ("kind", "match"),
     [
         (Control, r"could not capture Control: (?s:.*)forward must be traceable: no control flow on tensor"),
-        (Pair, r"\[compile\] Pair\.forward must return one tensor, got 2 outputs"),
+        (Pair, r"\[compile\] Pair\.forward must return one tensor, got a tuple"),
+        (Named, r"\[compile\] Named\.forward must return one tensor, got a dict"),
+        (Drift, r"graph of Drift differs from the module on fresh images by up to"),
         (Blind, r"\[compile\] the output of Blind\.forward does not depend on the images"),
         (
             Counter,
