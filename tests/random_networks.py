@@ -203,6 +203,7 @@ class RandomNetwork(nn.Module):
     def __init__(self, shape: tuple[int, int, int], levels: int, bernoulli: bool, steps: list[tuple]) -> None:
         super().__init__()
         torch.manual_seed(len(steps))
+        self.recipe = f"RandomNetwork({shape}, {levels}, {bernoulli}, {steps})"
         colours, self.height, self.width = shape
         self.shape, self.levels, self.channels = shape, levels, colours
         self.head = pf.heads.Bernoulli() if bernoulli else pf.heads.Categorical(levels)
@@ -232,6 +233,9 @@ class RandomNetwork(nn.Module):
         if self.interleaved:
             return flat.view(flat.shape[0], self.levels, *self.shape)
         return flat.view(flat.shape[0], self.channels, self.levels, *self.shape[1:]).transpose(1, 2)
+
+    def __repr__(self) -> str:
+        return self.recipe
 
     # building
 

@@ -63,6 +63,9 @@ class Case:
         self._samplers: dict[tuple, pf.Sampler] = {}
         self._schedules: dict[str, S.Schedule] = {}
 
+    def __repr__(self) -> str:
+        return f"Case({self.module!r}, {self.shape})"
+
     @functools.cached_property
     def _captured(self) -> pf.Sampler:
         return pf.compile(self.module, shape=self.shape, order="raster", backend="reference")
