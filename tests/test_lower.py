@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -258,6 +259,13 @@ def conv(
     return F.conv2d(h, weight, param(outputs).to(h.dtype) if bias else None, groups=groups, **options)
 
 
+def conv_same(h: Tensor) -> Tensor:
+    """Padded by more on the right and below, which PyTorch warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return conv(h, 2, (2, 4), padding="same")
+
+
 PRODUCTS: dict[str, Part] = {
     "1x1": lambda m, h, i: conv(h, 3, (1, 1)),
     "no bias": lambda m, h, i: conv(h, 3, (1, 1), bias=False),
@@ -269,6 +277,8 @@ PRODUCTS: dict[str, Part] = {
     "depthwise": lambda m, h, i: conv(h, 8, (1, 3), groups=4, padding=(0, 1)),
     "same": lambda m, h, i: conv(h, 2, (3, 5), padding="same"),
     "same, even, dilated": lambda m, h, i: conv(h, 2, (2, 3), padding="same", dilation=(2, 3)),
+    "same, even columns, dilated": lambda m, h, i: conv(h, 2, (3, 2), padding="same", dilation=(3, 2)),
+    "same, even": lambda m, h, i: conv_same(h),
     "valid": lambda m, h, i: conv(F.pad(h, (1, 1, 2, 0)), 2, (3, 3), padding="valid"),
     "stride": lambda m, h, i: conv(F.pad(h, (0, WIDTH, 0, HEIGHT)), 2, (2, 2), stride=2),
     "strides": lambda m, h, i: conv(
