@@ -5,7 +5,8 @@
     prune   drops channels that no head depends on
     fuse    moves elementwise expressions into each other and into the products that feed them
 
-None of them changes a bit of any result: sums keep their order, and expressions are evaluated as written.
+`split` and `prune` may renumber channels, and with them the order of sums, which is over ascending channels: the bits
+of a result are defined from there on. `fuse` changes none, nor do order and schedule.
 """
 
 from __future__ import annotations

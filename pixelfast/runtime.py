@@ -23,6 +23,16 @@ class Runtime(Protocol):
     def run(self) -> Callable[..., None]: ...
 
 
+def check(backend: str, isa: str | None) -> None:
+    """Raise `ValueError` for an unknown backend, or an instruction set that this machine lacks."""
+    if backend not in BACKENDS:
+        raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if isa is not None and isa not in _cpu.isas():
+        raise ValueError(
+            f"[compile] isa must be one of {', '.join(_cpu.isas())} on this machine, got {isa!r}"
+        )
+
+
 def load(program: Program, *, backend: str = "cpu", isa: str | None = None) -> Runtime:
     """Make a program ready to run.
 

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from .inputs import Fed
 from .lower import Condition, lower
 from .program import Program, assemble
 from .runtime import available_nbytes, load
+from .runtime import check as check_backend
 
 ORDERS = ("auto", "raster", "wavefront")
 
@@ -72,6 +74,7 @@ def compile(
     if order not in ORDERS:
         raise ValueError(f"[compile] order must be one of {', '.join(ORDERS)}, got {order!r}")
     shape = _check_shape(shape)
+    check_backend(backend, isa)
     own = getattr(module, "head", None)
     head = own if head is None else head
     if head is None:
@@ -227,11 +230,11 @@ class Sampler:
             raise ValueError(
                 "[sample] given and known come together: the images, and where they are to be kept"
             )
-        if temperature is None or not np.isfinite(temperature) or temperature <= 0:
+        if not isinstance(temperature, Real) or not np.isfinite(temperature) or temperature <= 0:
             raise ValueError(f"[sample] temperature must be positive and finite, got {temperature}")
         if top_k is not None:
             top_k = _integer("top_k", top_k, 1)
-        if top_p is not None and not 0 < top_p <= 1:
+        if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
         self._check_memory("sample", n, self.program)
         images = np.zeros((n, *self.shape), np.int32)

@@ -485,3 +485,27 @@ def test_ctrl_c_stops_within_a_second(threads):
 def large() -> pf.Sampler:
     torch.manual_seed(0)
     return pf.compile(pf.models.PixelCNN(hidden=64, layers=8, levels=2), shape=(1, 28, 28))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "gpu"}, r"\[compile\] backend must be one of cpu, reference, got 'gpu'"),
+        ({"isa": "mmx"}, r"\[compile\] isa must be one of scalar.* on this machine, got 'mmx'"),
+    ],
+)
+def test_a_runtime_that_there_is_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        pf.compile(torch.nn.Identity(), shape=(1, 2, 2), head=pf.heads.Categorical(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": "warm"}, r"temperature must be positive and finite, got warm"),
+        ({"top_p": "most"}, r"top_p must be in \(0, 1\], got most"),
+    ],
+)
+def test_words_for_numbers(options, message):
+    with pytest.raises(ValueError, match=message):
+        case_of(SPECS[0]).sampler().sample(1, **options)
