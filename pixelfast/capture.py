@@ -119,6 +119,7 @@ def capture(
     shape: tuple[int, int, int],
     levels: int,
     conditions: Mapping[str, Tensor] | None = None,
+    name: str | None = None,
 ) -> Captured:
     """Export `module(images, **conditions)` and sort its nodes.
 
@@ -126,13 +127,14 @@ def capture(
 
     - `shape`: (C, H, W) of an image; `levels`: the images' values are int64 in [0, levels).
     - `conditions`: for each further argument of forward, an example (2, ...) of its dtype.
+    - `name`: what messages call the module; its class by default.
 
     Raises `CaptureError` where export fails, or where the exported graph differs from the module on fresh inputs.
     """
     conditions = dict(conditions or {})
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
-    name = type(module).__name__
+    name = name or type(module).__name__
     frozen = _copy(module)
     with torch.no_grad():
         output = frozen(images, **conditions)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import passes
 from . import plan as P
 from . import schedule as S
+from ._cpu import default_threads
 from .capture import Captured, capture, run, same_everywhere
 from .explain import Explanation, explain
 from .heads import Head
@@ -75,11 +76,12 @@ def compile(
         raise ValueError(f"[compile] order must be one of {', '.join(ORDERS)}, got {order!r}")
     shape = _check_shape(shape)
     check_backend(backend, isa)
+    name = type(module).__name__
     own = getattr(module, "head", None)
     head = own if head is None else head
     if head is None:
         raise ValueError(
-            f"[compile] {type(module).__name__} does not say how its output is read; pass head=, "
+            f"[compile] {name} does not say how its output is read; pass head=, "
             "e.g. pixelfast.heads.Categorical(256)"
         )
     channels = getattr(module, "channels", shape[0])
@@ -91,7 +93,7 @@ def compile(
     examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
     if to_input is not None:
         module = Fed(module, to_input, head.levels)
-    captured = capture(module, shape=shape, levels=head.levels, conditions=examples)
+    captured = capture(module, shape=shape, levels=head.levels, conditions=examples, name=name)
     lowered = lower(captured, head)
     plan = passes.prune(passes.split(lowered.plan))
     plan.verify()
@@ -236,7 +238,8 @@ class Sampler:
             top_k = _integer("top_k", top_k, 1)
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
-        self._check_memory("sample", n, self.program)
+        parallel = self._parallel(threads, chunk)
+        self._check_memory("sample", n, self.program, parallel)
         images = np.zeros((n, *self.shape), np.int32)
         mask = None
         if given is not None:
@@ -256,7 +259,7 @@ class Sampler:
             temperature=float(temperature),
             top_k=min(top_k or 0, self.levels),
             top_p=1.0 if top_p is None else float(top_p),
-            **self._parallel(threads, chunk),
+            **parallel,
         )
         return Sample(self._as_images(images), torch.from_numpy(_total(log_prob)))
 
@@ -287,7 +290,8 @@ class Sampler:
                              f"{tuple(levels.shape)}")  # fmt: skip
         program, runtime = self._scorer
         n = len(levels)
-        self._check_memory("log_prob", n, program)
+        parallel = self._parallel(threads, chunk)
+        self._check_memory("log_prob", n, program, parallel)
         values = self._condition_values("log_prob", n, labels, conditions)
         log_prob = self._run(
             "log_prob",
@@ -297,7 +301,7 @@ class Sampler:
             values,
             progress=progress,
             given=True,
-            **self._parallel(threads, chunk),
+            **parallel,
         )
         return torch.from_numpy(log_prob if per_pixel else _total(log_prob))
 
@@ -424,9 +428,10 @@ class Sampler:
             )
         return tensor.to("cpu", dtype)
 
-    def _check_memory(self, where: str, n: int, program: Program) -> None:
+    def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
-        need = n * per_image + 8 * program.arena_floats
+        at_once = (parallel.get("threads") or default_threads()) * max(parallel.get("chunk", 0), 1)
+        need = n * per_image + min(n, at_once) * 4 * program.arena_floats
         have = available_nbytes()
         if need > have:
             raise MemoryError(
