@@ -14,9 +14,10 @@ What the graph computes is sorted by what it depends on:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,7 @@ _SHAPE_ONLY = {
     aten.new_zeros.default,
     aten.new_full.default,
 }
-_BATCH = 2  # of the exported graph; its value is of no consequence
+BATCH = 2  # of the exported graph
 
 
 class CaptureError(ValueError):
@@ -110,7 +111,7 @@ def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
 
 
 def _example_images(shape: tuple[int, int, int], levels: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, levels, (_BATCH, *shape), generator=generator)
+    return torch.randint(0, levels, (BATCH, *shape), generator=generator)
 
 
 def capture(
@@ -152,10 +153,10 @@ def capture(
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _spelled_out():
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
-            exported = exported.run_decompositions({})
+            exported = exported.run_decompositions(_decompositions())
     except Exception as error:
         raise CaptureError(
             f"[compile] torch.export could not capture {name}: {error}\n"
@@ -168,6 +169,22 @@ def capture(
         _check(captured, fresh, conditions, frozen(fresh, **conditions))
     captured.verify()
     return captured
+
+
+@contextlib.contextmanager
+def _spelled_out() -> Iterator[None]:
+    """While it lasts, PyTorch's layers of attention run op by op, not as one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Composites stay, but for those that are only another way to write others."""
+    return {op: torch.export.default_decompositions()[op] for op in (aten.einsum.default,)}
 
 
 def _copy(module: nn.Module) -> nn.Module:

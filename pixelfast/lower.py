@@ -6,6 +6,7 @@ While lowering, a tensor of the image's path is one of
     View   channels of maps, seen through a shift and a window: any slicing, padding, splitting, concatenating
            and transposing is arithmetic on a View, and yields no op
     Given  a tensor that depends on the conditions but not on the image
+    Scores of attention, between the product that makes them and the one that takes them
     folded tensors and Python numbers
 
 To support another op, write a function from arguments to one of these and register it with `@lowers`.
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from . import plan as P
-from .capture import Captured, where
+from .capture import BATCH, Captured, where
 from .heads import Head
 
 aten = torch.ops.aten
@@ -35,19 +36,25 @@ class LoweringError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l."""
+    """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l.
+
+    `moves`: how the tensor came to be of another layout than (n, C, height, width, ...): reshapes and permutations
+    of the first four axes.
+    """
 
     values: Tensor
     height: int
     width: int
-    squeezed: bool = False  # the tensor has no axis for its one colour
+    moves: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """Element (n, c..., y, x) is channel refs[c...] of its map at (y + shift[0], x + shift[1]), or zero outside.
 
-    `axes` names the axes of the tensor: one "n", one "y", one "x", and the axes of `refs` in order, each a "c".
+    `axes` names the axes of the tensor: one "n", one "y", one "x", and the axes of `refs` in order, each a "c". A
+    sequence, whose map has one row, has no "y". "b" is the batch merged with an axis of `refs`, "r" with "x", "s"
+    "x" with the batch.
     `window` is the part of the map that may be seen, as (y0, y1, x0, x1), in the map's positions.
     """
 
@@ -61,15 +68,34 @@ class View:
     @property
     def shape(self) -> tuple[int | None, ...]:
         sizes = iter(self.refs.shape)
-        known = {"n": None, "y": self.height, "x": self.width}
-        return tuple(next(sizes) if a == "c" else known[a] for a in self.axes)
+        rows = BATCH * self.width
+        known = {"n": None, "y": self.height, "x": self.width, "r": rows, "s": rows}
+        of_refs = {"c": 1, "b": BATCH}
+        return tuple(of_refs[a] * next(sizes) if a in of_refs else known[a] for a in self.axes)
 
     def axis(self, dim: int) -> int:
         return dim % len(self.axes)
 
     def ref_axis(self, dim: int) -> int:
         """The axis of `refs` that axis `dim` of the tensor is."""
-        return self.axes[: self.axis(dim)].count("c")
+        return sum(a in "cb" for a in self.axes[: self.axis(dim)])
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Of attention, for each head, query position q and key position k: (query . key) * scale + bias; or, once
+    `weights` is there, the softmax of that over k, times `weights`.
+
+    `axes` names the axes of the tensor, of "ncbqk". `query` and `key` are Views of axes "ncxc": heads, positions and
+    channels. The arrays are float32 and have an axis for each of the tensor's but for the batch's, "b" being the heads.
+    """
+
+    query: View
+    key: View
+    axes: str
+    scale: np.ndarray
+    bias: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +124,13 @@ class Lowered:
 
 
 _RULES: dict[Any, Callable[..., Any]] = {}
+_RULES_OF_SCORES: dict[Any, Callable[..., Any]] = {}  # of ops that take the scores of attention
 
 
-def lowers(*targets: Any) -> Callable:
+def lowers(*targets: Any, scores: bool = False) -> Callable:
     def register(rule: Callable) -> Callable:
         for target in targets:
-            _RULES[target] = rule
+            (_RULES_OF_SCORES if scores else _RULES)[target] = rule
         return rule
 
     return register
@@ -180,10 +207,28 @@ class Lowering:
                 table = value.values[:, c].float().reshape(-1, channels).numpy()
                 self.build.add(P.InputOp(index, c, np.ascontiguousarray(table)))
                 refs.append(self.build.refs(index).reshape(dims))
-            axes, stacked = ("nyx", refs[0]) if value.squeezed else ("ncyx", np.stack(refs))
-            view = View(axes + "c" * len(dims), stacked, h, w, (0, 0), (0, h, 0, w))
+            view = View("ncyx" + "c" * len(dims), np.stack(refs), h, w, (0, 0), (0, h, 0, w))
+            view = self._moved(view, value.moves, dims)
             self._views[id(value)] = (value, view)  # the value is kept, so that its id stays its own
         return self._views[id(value)][1]
+
+    def _moved(self, view: View, moves: Sequence[tuple[Any, ...]], dims: tuple[int, ...]) -> View:
+        """The view of a table after its moves, which leave its last axes, of sizes `dims`, alone."""
+        from . import rules
+
+        for kind, *args in moves:
+            if kind == "reshape":
+                old, new = args
+                view = self.view(rules.reshape.reshape(self, view, (*old, *dims), (*new, *dims)))
+            else:
+                (order,) = args
+                view = rules.layout._permute(self, view, [*order, *range(len(order), len(order) + len(dims))])
+        return view
+
+    def is_computed(self, view: View) -> bool:
+        """Whether what a view shows is written position by position."""
+        fixed = [op.out for op in self.build.ops if isinstance(op, P.ConstantOp | P.ConditionOp)]
+        return not np.isin(view.refs, np.concatenate([[], *(self.build.refs(m) for m in fixed)])).any()
 
     def grid_of(self, view: View) -> tuple[int, int] | None:
         """The grid of the maps that a view shows, None if it shows none."""
@@ -219,13 +264,17 @@ class Lowering:
 
         The tensor has the axes of `like`; along y or x, where its size is 1, it is the same at every position.
         """
+        if "n" not in like.axes:
+            raise self.fail(
+                f"a condition meets a tensor of axes {like.axes}, whose batch is merged with another"
+            )
         at = {a: i for i, a in enumerate(like.axes.replace("n", "", 1)) if a != "c"}
         batch = like.axes.index("n")
         sizes = value.shape[:batch] + value.shape[batch + 1 :]
         rest = [i for i in range(len(sizes)) if i not in at.values()]
-        extent = (sizes[at["y"]], sizes[at["x"]])
+        extent = (sizes[at["y"]] if "y" in at else 1, sizes[at["x"]])
         channels = math.prod(sizes[i] for i in rest)
-        condition = Condition(value.node, (at["y"], at["x"], *rest), (*extent, channels))
+        condition = Condition(value.node, (*at.values(), *rest), (*extent, channels))
         key = condition, like.height, like.width
         if key not in self._given:
             out = self.build.map(f"given.{value.node.name}", like.height, like.width, channels)
@@ -242,10 +291,14 @@ class Lowering:
 
     def operand(self, value: Any, like: View, dims: tuple[int, ...]) -> list[P.Instruction]:
         """One instruction that yields `value`, broadcast to the axes of `like` and the "c" sizes `dims`."""
+        from . import rules
+
         if isinstance(value, int | float | bool):
             return [P.Instruction("scalar", value=float(value))]
         if isinstance(value, Table | View):
             view = self.view(value)
+            if view.axes != like.axes and len(view.axes) == len(like.axes):
+                view = rules.reshape.alike(self, view, like.axes)
             if view.axes != like.axes or (view.height, view.width) != (like.height, like.width):
                 raise self.fail(
                     f"operands of different layout: {view.axes} {view.shape}, {like.axes} {like.shape}"
@@ -274,7 +327,9 @@ class Lowering:
                 if len(value.shape) > rank:
                     raise self.fail(f"a tensor of shape {tuple(value.shape)} meets one of {rank} axes")
                 shape = (1,) * (rank - len(value.shape)) + tuple(value.shape)
-                sizes.append(tuple(s for s, a in zip(shape, like.axes, strict=True) if a == "c"))
+                of_refs = {"c": 1, "b": BATCH}
+                by_axis = zip(shape, like.axes, strict=True)
+                sizes.append(tuple(max(s // of_refs[a], 1) for s, a in by_axis if a in of_refs))
         try:
             return np.broadcast_shapes(*sizes)
         except ValueError as error:
@@ -286,13 +341,11 @@ class Lowering:
         array = array.reshape((1,) * (rank - array.ndim) + array.shape)
         if array.size == 1:
             return P.Instruction("scalar", value=float(array.reshape(())))
-        n, y, x = (like.axes.index(a) for a in "nyx")
-        if array.shape[n] != 1:
-            if not (array == array.take([0], n)).all():
-                raise self.fail("a constant that differs between the images of a batch")
-            array = array.take([0], n)
-        channel_axes = [i for i, a in enumerate(like.axes) if a == "c"]
-        array = array.transpose([n, y, x, *channel_axes])[0]  # (h, w, c...)
+        array, axes = self.of_one_image(array, like.axes)
+        if "y" not in axes:
+            array, axes = array[None], "y" + axes
+        channel_axes = [i for i, a in enumerate(axes) if a == "c"]
+        array = array.transpose([axes.index("y"), axes.index("x"), *channel_axes])  # (h, w, c...)
         if array.shape[:2] == (1, 1):
             return P.Instruction("vector", value=np.broadcast_to(array[0, 0], dims).reshape(-1).copy())
         height, width = array.shape[:2]
@@ -306,13 +359,29 @@ class Lowering:
         refs = np.broadcast_to(self.build.refs(out).reshape(own), dims).reshape(-1)
         return P.Instruction("load", refs=refs)
 
+    def of_one_image(self, array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
+        """A constant without its batch: its values and axes, where "b" is "c", and "r" and "s" are "x"."""
+        for letter, left in (("n", ""), ("b", "c"), ("r", "x"), ("s", "x")):
+            at = axes.find(letter)
+            if at < 0:
+                continue
+            images = BATCH if array.shape[at] > 1 else 1
+            split = (-1, images) if letter == "s" else (images, -1)
+            parts = array.reshape(*array.shape[:at], *split, *array.shape[at + 1 :])
+            parts = parts.swapaxes(at, at + 1) if letter == "s" else parts
+            if not (parts == parts.take([0], at)).all():
+                raise self.fail("a constant that differs between the images of a batch")
+            array, axes = parts.take(0, at), axes.replace(letter, left)
+            array = array if left else array.squeeze(at)
+        return array, axes
+
     def pointwise(self, values: Sequence[Any], *steps: tuple) -> View:
         """An elementwise expression of the values, as lines (fn, register, ...); the values are registers 0, 1, ...
 
         A negative register counts from the last line so far; scalars may stand in the lines as floats.
         """
         views = [self.view(v) for v in values if isinstance(v, Table | View)]
-        like = max(views, key=lambda v: v.refs.size)
+        like = max(views, key=lambda v: ("y" in v.axes, v.refs.size))
         dims = self._channels(values, like)
         code: list[P.Instruction] = []
         for value in values:
@@ -333,6 +402,18 @@ class Lowering:
         return self.whole(out, like.axes, dims)
 
 
+def named(view: View, axes: str) -> View | None:
+    """The same tensor with its axes named otherwise; None if that differs in more than axes of size 1."""
+    shape = view.shape
+    if len(axes) != len(shape):
+        return None
+    of_size = [[a for a, s in zip(letters, shape, strict=True) if s != 1] for letters in (axes, view.axes)]
+    if of_size[0] != of_size[1] or "b" in axes:
+        return None
+    dims = [s or 1 for a, s in zip(axes, shape, strict=True) if a == "c"]
+    return replace(view, axes=axes, refs=view.refs.reshape(dims))
+
+
 def visible(view: View) -> tuple[int, int, int, int]:
     """The window, cut to what lies inside the view, in the map's positions."""
     sy, sx = view.shift
@@ -343,10 +424,10 @@ def visible(view: View) -> tuple[int, int, int, int]:
 def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None:
     """Apply the op itself to a table, where all it meets are per-channel constants."""
     tables = [a for a in args if isinstance(a, Table)]
-    if not tables or any(isinstance(a, View | Given) for a in args) or len({t.squeezed for t in tables}) > 1:
+    if not tables or any(isinstance(a, View | Given) for a in args) or len({t.moves for t in tables}) > 1:
         return None
     table = tables[0]
-    by_channel = table.values.ndim == 4 and not table.squeezed
+    by_channel = table.values.ndim == 4 and not table.moves
     for a in args:
         if not isinstance(a, Tensor) or a.numel() == 1:
             continue
@@ -387,7 +468,12 @@ def lower(captured: Captured, head: Head) -> Lowered:
         kwargs = fx.map_arg(node.kwargs, lambda n: env[n])
         result = _tabulate(ctx, node, args) if _elementwise(node) else None
         if result is None:
-            rule = _RULES.get(node.target)
+            of_scores = any(isinstance(a, Scores) for a in (*args, *kwargs.values()))
+            rule = (_RULES_OF_SCORES if of_scores else _RULES).get(node.target)
+            if rule is None and of_scores:
+                raise ctx.fail(
+                    "it is done to the scores of attention; supported there are constants and masks"
+                )
             if rule is None:
                 names = {str(t).split(".")[1] for t in _RULES if str(t).startswith("aten.")}
                 known = ", ".join(sorted(name for name in names if not name.startswith("_")))

@@ -157,6 +157,33 @@ def elu(x: ArrayLike) -> Floats:
     return np.where(x > _F(0.0), x, exp(x) - _F(1.0))
 
 
+def total(x: ArrayLike) -> Floats:
+    """Sum the last axis: sixteen interleaved partial sums, then those added pairwise, the far half to the near one."""
+    x = _f32(x)
+    x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % 16)])
+    partial = np.zeros((*x.shape[:-1], 16), np.float32)
+    for i in range(0, x.shape[-1], 16):
+        partial = partial + x[..., i : i + 16]
+    return _pairwise(partial)
+
+
+def dot(a: ArrayLike, b: ArrayLike) -> Floats:
+    """Sum a * b over the last axis, in fused multiply-adds to the partial sums of `total`."""
+    a, b = np.broadcast_arrays(_f32(a), _f32(b))
+    pad = [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % 16)]
+    a, b = np.pad(a, pad), np.pad(b, pad)
+    partial = np.zeros((*a.shape[:-1], 16), np.float32)
+    for i in range(0, a.shape[-1], 16):
+        partial = fma(a[..., i : i + 16], b[..., i : i + 16], partial)
+    return _pairwise(partial)
+
+
+def _pairwise(partial: Floats) -> Floats:
+    while (half := partial.shape[-1] // 2) > 0:
+        partial = partial[..., :half] + partial[..., half:]
+    return partial[..., 0]
+
+
 def philox(seed: int, image: int, counter: int) -> tuple[int, int, int, int]:
     """Return the four words of Philox4x32-10 (Salmon et al. 2011) with key `seed`.
 

@@ -17,7 +17,9 @@ from dataclasses import replace
 import numpy as np
 
 from .plan import (
+    WHOLE,
     ZERO,
+    AttendOp,
     Builder,
     Code,
     ConditionOp,
@@ -58,7 +60,7 @@ def split(plan: Plan) -> Plan:
     for op in plan.ops:
         if isinstance(op, HeadOp):
             continue
-        keys: list[object] = [()] * plan.maps[op.out].channels
+        keys: list[object] = [()] * plan.maps[op.out].channels  # of an attention, all alike
         if isinstance(op, ConvOp):
             assert not op.code, "split comes before fuse"
             sources = group_of[op.refs]
@@ -87,7 +89,9 @@ def split_by_readers(plan: Plan) -> Plan:
                 readers[ref].add((i, 0))
             continue
         m = plan.maps[op.out]
-        if op.out not in groups:
+        if isinstance(op, AttendOp):
+            groups[op.out] = [np.arange(m.channels)]
+        elif op.out not in groups:
             groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
         for g, members in enumerate(groups[op.out]):
             for ref in _read_by(op, members).tolist():
@@ -102,6 +106,8 @@ def _read_by(op: Op, members: np.ndarray) -> np.ndarray:
     if isinstance(op, MapOp):
         loads = [ins.refs[members] for ins in op.code if ins.fn == "load"]
         return np.concatenate(loads) if loads else np.zeros(0, np.int64)
+    if isinstance(op, AttendOp):  # its channels share the scores
+        return op.refs if len(members) else np.zeros(0, np.int64)
     return np.zeros(0, np.int64)
 
 
@@ -113,13 +119,7 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
     parts: dict[tuple[int, int], int] = {}
     for op in plan.ops:
         if isinstance(op, HeadOp):
-            refs = renumbered[op.refs]
-            if stride_of(refs) != 1 or not build.in_one_map(
-                refs
-            ):  # a runtime reads a head's parameters in order
-                out = build.map(f"head.{op.colour}.parameters", *plan.shape[1:], len(refs))
-                build.add(MapOp(out, (Instruction("load", refs=refs),), op.where))
-                refs = build.refs(out)
+            refs = _in_order(build, renumbered[op.refs], f"head.{op.colour}.parameters", op.where)
             build.add(replace(op, refs=refs))
             continue
         old = plan.maps[op.out]
@@ -134,8 +134,24 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
             new = parts[op.out, g]
             at += len(members)
             renumbered[old.first + members] = build.refs(new)
+            if isinstance(op, AttendOp):
+                query, key, value = (
+                    _in_order(build, renumbered[refs], f"{old.name}.{part}", op.where)
+                    for part, refs in (("query", op.query), ("key", op.key), ("value", op.value))
+                )
+                build.add(replace(op, out=new, query=query, key=key, value=value))
+                continue
             build.add(_part(op, new, members, renumbered))
     return build.plan(plan.shape, plan.levels)
+
+
+def _in_order(build: Builder, refs: np.ndarray, name: str, where: str) -> np.ndarray:
+    """Channels that a runtime reads in order, as neighbours in one map: copied to a map of their own if need be."""
+    if stride_of(refs) == 1 and build.in_one_map(refs):
+        return refs
+    out = build.map(name, *build.grid_of(refs), len(refs))
+    build.add(MapOp(out, (Instruction("load", refs=refs),), where))
+    return build.refs(out)
 
 
 def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
@@ -152,7 +168,7 @@ def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
         return replace(op, out=out, table=np.ascontiguousarray(op.table[:, members]))
     if isinstance(op, ConstantOp):
         return replace(op, out=out, values=np.ascontiguousarray(op.values[:, :, members]))
-    assert not isinstance(op, HeadOp)
+    assert isinstance(op, ConditionOp)
     return replace(op, out=out)
 
 
@@ -173,7 +189,8 @@ def prune(plan: Plan) -> Plan:
             m = plan.maps[op.out]
             needed[_read_by(op, np.flatnonzero(needed[m.refs]))] = True
     groups = {i: _groups(needed[m.refs].tolist()) for i, m in enumerate(plan.maps)}
-    whole = {op.out for op in plan.ops if isinstance(op, ConditionOp)}  # PyTorch makes all of its channels
+    # PyTorch makes all channels of a condition; those of an attention share their scores.
+    whole = {op.out for op in plan.ops if isinstance(op, ConditionOp | AttendOp)}
     groups |= {i: [np.arange(plan.maps[i].channels)] for i in whole}
     parted = _regroup(plan, groups)
     read: set[int] = set()
@@ -201,6 +218,9 @@ def _keep(plan: Plan, ops: Sequence[Op]) -> Plan:
     def rewrite(op: Op) -> Op:
         if isinstance(op, HeadOp):
             return replace(op, refs=renumbered[op.refs])
+        if isinstance(op, AttendOp):
+            query, key, value = (renumbered[refs] for refs in (op.query, op.key, op.value))
+            return replace(op, out=new_index[op.out], query=query, key=key, value=value)
         if isinstance(op, ConvOp):
             refs = renumbered[op.refs]
             return replace(op, out=new_index[op.out], refs=refs, code=_renumber(op.code, renumbered))
@@ -265,7 +285,7 @@ class _Fusion:
                 return
             for m in self.absorbable(i, op):
                 producer = self.ops.get(self.writer[m])
-                if isinstance(producer, MapOp):
+                if isinstance(producer, MapOp) and producer.phase == WHOLE:
                     break
             else:
                 return
@@ -277,15 +297,15 @@ class _Fusion:
     def attach(self, i: int, lateness: Sequence[float]) -> None:
         """Make op i the epilogue of the latest of the products that only it reads."""
         op = self.ops[i]
-        if not isinstance(op, MapOp) or any(
-            ins.fn == "load" and stride_of(ins.refs) is None for ins in op.code
-        ):
+        if not isinstance(op, MapOp) or op.phase != WHOLE:
+            return
+        if any(ins.fn == "load" and stride_of(ins.refs) is None for ins in op.code):
             return
         found: list[tuple[float, int, ConvOp]] = []
         for m in self.absorbable(i, op):
             producer = self.ops.get(self.writer[m])
             in_order = all(stride_of(ins.refs) == 1 for ins in op.code if _reads(ins, self.plan.maps[m]))
-            alone = isinstance(producer, ConvOp) and not producer.code and producer.phase == (0, 0, 1, 1)
+            alone = isinstance(producer, ConvOp) and not producer.code and producer.phase == WHOLE
             if isinstance(producer, ConvOp) and alone and in_order:
                 found.append((lateness[m], m, producer))
         if not found:

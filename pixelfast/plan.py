@@ -12,7 +12,10 @@ Ops write one map each, once, and stand in topological order:
     ConditionOp  values that do not depend on the image, known when sampling (class labels, ...)
     ConvOp       bias + sum over taps, then an elementwise expression
     MapOp        an elementwise expression
+    AttendOp     attention over positions
     HeadOp       channels -> the distribution of one colour
+
+A sequence is a map of one row. What flattens a grid, or folds a sequence into one, is a MapOp whose loads are `flat`.
 
 What lowering yields becomes what is scheduled by the passes of `pixelfast.passes`, each from plan to plan.
 """
@@ -20,10 +23,12 @@ What lowering yields becomes what is scheduled by the passes of `pixelfast.passe
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 ZERO = -1
+WHOLE = (0, 0, 1, 1)  # the phase of an op that writes all positions of its map
 NO_REFS = np.zeros(0, np.int64)
 
 
@@ -50,8 +55,9 @@ class Instruction:
     """One line of an elementwise expression; its result is a register with its own index.
 
     `fn` is a name of ops.def. `args` are registers. `load` reads channels `refs` (one per output channel) at
-    (y + dy, x + dx), zero outside the grid; `product` reads channels `refs` of the op's own product; `value` is
-    the float of a `scalar` or the array of a `vector`.
+    (y + dy, x + dx), zero outside the grid; with `flat` (first, step), the i-th position of the op in raster order
+    reads position first + step*i of the map in raster order. `product` reads channels `refs` of the op's own product;
+    `value` is the float of a `scalar` or the array of a `vector`.
     """
 
     fn: str
@@ -59,6 +65,7 @@ class Instruction:
     refs: np.ndarray = field(default_factory=lambda: NO_REFS)
     offset: tuple[int, int] = (0, 0)
     value: float | np.ndarray | None = None
+    flat: tuple[int, int] | None = None
 
     def select(self, channels: np.ndarray) -> Instruction:
         """The same for a subset of output channels."""
@@ -117,7 +124,7 @@ class ConvOp:
     weight: np.ndarray  # float32 (taps, in, products)
     bias: np.ndarray | None  # float32 (products,)
     stride: tuple[int, int] = (1, 1)
-    phase: tuple[int, int, int, int] = (0, 0, 1, 1)
+    phase: tuple[int, int, int, int] = WHOLE
     code: Code = ()
     where: str = "conv"
 
@@ -128,9 +135,61 @@ class ConvOp:
 
 @dataclass(frozen=True, eq=False)
 class MapOp:
+    """out[y, x] = code. `phase`: as for ConvOp; offsets of its loads are from the position of the op."""
+
     out: int
     code: Code
     where: str = "map"
+    phase: tuple[int, int, int, int] = WHOLE
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """Which positions each query attends to: runs first[q] to first[q + 1], each from start up to end, ascending."""
+
+    first: np.ndarray  # (queries + 1,)
+    start: np.ndarray
+    end: np.ndarray
+
+    @staticmethod
+    def of(live: np.ndarray) -> Keys:
+        """live: bool (queries, keys)."""
+        edges = np.diff(np.pad(live, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+        query, start = np.nonzero(edges == 1)
+        _, end = np.nonzero(edges == -1)
+        return Keys(np.searchsorted(query, np.arange(len(live) + 1)), start, end)
+
+    def runs(self, query: int) -> list[tuple[int, int]]:
+        at = slice(self.first[query], self.first[query + 1])
+        return list(zip(self.start[at].tolist(), self.end[at].tolist(), strict=True))
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """How many positions each query attends to."""
+        total = np.concatenate([[0], np.cumsum(self.end - self.start)])
+        return total[self.first[1:]] - total[self.first[:-1]]
+
+
+@dataclass(frozen=True, eq=False)
+class AttendOp:
+    """out[q, h] = sum_k softmax_k(query[q, h] . key[k, h] + bias[h, q, k]) * value[k, h], for each head h, over the
+    positions k of `keys`; zero where there are none (Vaswani et al. 2017, equation 1, scaled beforehand).
+
+    Query, key and value are channels of sequences, head by head; `bias` is float32 (1 or heads, queries, positions).
+    """
+
+    out: int
+    heads: int
+    query: np.ndarray  # (heads * channels of a key,)
+    key: np.ndarray
+    value: np.ndarray  # (heads * channels of a value,)
+    keys: Keys
+    bias: np.ndarray | None = None
+    where: str = "attend"
+
+    @property
+    def refs(self) -> np.ndarray:
+        return np.concatenate([self.query, self.key, self.value])
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,17 +202,19 @@ class HeadOp:
     where: str = "head"
 
 
-Op = InputOp | ConstantOp | ConditionOp | ConvOp | MapOp | HeadOp
+Op = InputOp | ConstantOp | ConditionOp | ConvOp | MapOp | AttendOp | HeadOp
 
 
 @dataclass(frozen=True)
 class Read:
-    """An op at (y, x) reads `map` at (stride_y*y + dy, stride_x*x + dx)."""
+    """An op at (y, x) reads `map` at (stride_y*y + dy, stride_x*x + dx), or as `Instruction.flat` says, or `keys`."""
 
     map: int
     dy: int
     dx: int
     stride: tuple[int, int] = (1, 1)
+    flat: tuple[int, int] | None = None
+    keys: Keys | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +258,12 @@ class Plan:
                 if ins.fn == "load":
                     for m in np.unique(self.map_of(ins.refs)).tolist():
                         if m != ZERO:
-                            found[Read(m, *ins.offset)] = None
+                            found[Read(m, *ins.offset, flat=ins.flat)] = None
+        if isinstance(op, AttendOp):
+            for m in np.unique(self.map_of(op.query)).tolist():
+                found[Read(m, 0, 0)] = None
+            for m in np.unique(self.map_of(np.concatenate([op.key, op.value]))).tolist():
+                found[Read(m, 0, 0, keys=op.keys)] = None
         if isinstance(op, HeadOp):
             for m in np.unique(self.map_of(op.refs)).tolist():
                 found[Read(m, 0, 0)] = None
@@ -213,7 +279,7 @@ class Plan:
 
     def written(self, op: Op) -> tuple[slice, slice]:
         """The positions of its map that the op writes."""
-        p_y, p_x, s_y, s_x = op.phase if isinstance(op, ConvOp) else (0, 0, 1, 1)
+        p_y, p_x, s_y, s_x = op.phase if isinstance(op, ConvOp | MapOp) else WHOLE
         return slice(p_y, None, s_y), slice(p_x, None, s_x)
 
     def verify(self) -> None:
@@ -238,9 +304,17 @@ class Plan:
                 assert op.refs.max(initial=ZERO) < total
                 assert op.bias is None or op.bias.shape == (op.products,)
                 assert op.code or op.products == width
-                assert not op.code or op.phase == (0, 0, 1, 1)
+                assert not op.code or op.phase == WHOLE
             for ins in getattr(op, "code", ()):
                 assert len(ins.refs) in (0, width)
+            if isinstance(op, AttendOp):
+                assert len(op.query) == len(op.key)
+                assert len(op.value) == width
+                assert len(op.query) % op.heads == 0
+                assert width % op.heads == 0
+                assert out.height == 1
+                assert len(op.keys.first) == out.width + 1
+                assert min(op.refs) != ZERO
         assert len(written) == len(self.maps)
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ extension, so nothing is typed twice. `Program.verify` decodes what `assemble` e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ import numpy as np
 from . import _cpu
 from .plan import (
     ZERO,
+    AttendOp,
     ConditionOp,
     ConstantOp,
     ConvOp,
@@ -188,14 +190,17 @@ class _Assembler:
             return self.records(op.kind, [[op.colour, *self.locate(int(op.refs[0]))]])
         if isinstance(op, ConvOp):
             return self.records("conv", [self.conv(op)])
+        if isinstance(op, AttendOp):
+            return self.records("attend", [self.attend(op)])
         assert isinstance(op, MapOp)
-        return self.records("map", [self.map(op, part) for part in self.runs(op)])
+        place = self.phase(op)
+        return self.records("map", [self.map(op, part, *place) for part in self.runs(op)])
 
     def records(self, opcode: str, bodies: Sequence[list[int]]) -> list[list[int]]:
         return [[OPS[opcode], len(body) + 2, *body] for body in bodies]
 
-    def phase(self, op: ConvOp) -> tuple[int, int]:
-        """Where a conv writes: (buffer, first channel). One phase of a map is a buffer of longer strides."""
+    def phase(self, op: ConvOp | MapOp) -> tuple[int, int]:
+        """Where an op writes: (buffer, first channel). One phase of a map is a buffer of longer strides."""
         buffer, channel = self.place[op.out]
         p_y, p_x, s_y, s_x = op.phase
         if (s_y, s_x) == (1, 1):
@@ -206,6 +211,29 @@ class _Assembler:
         rows, row_stride, col_stride = b.rows // s_y, b.row_stride * s_y, b.col_stride * s_x
         self.buffers.append(Buffer(b.space, offset, height, width, b.channels, rows, row_stride, col_stride))
         return len(self.buffers) - 1, channel
+
+    def flat(self, buffer: int, grid: tuple[int, int], first: int, step: int) -> int:
+        """The same memory on another grid, as `Instruction.flat` says."""
+        b, (height, width) = self.buffers[buffer], grid
+        assert b.rows == b.height
+        assert b.height == 1 or b.row_stride == b.width * b.col_stride
+        stride = step * b.col_stride
+        offset = b.offset + first * b.col_stride
+        view = Buffer(b.space, offset, height, width, b.channels, height, width * stride, stride)
+        self.buffers.append(view)
+        return len(self.buffers) - 1
+
+    def attend(self, op: AttendOp) -> list[int]:
+        refs = (op.query, op.key, op.value)
+        assert all((np.diff(r) == 1).all() for r in refs), "plan.split settles what attention reads"
+        places = [word for r in refs for word in self.locate(int(r[0]))]
+        bias, heads = (ZERO, 0) if op.bias is None else (self.data.add(op.bias), len(op.bias))
+        keys = op.keys
+        return [
+            *self.place[op.out], op.heads, len(op.query) // op.heads, len(op.value) // op.heads, *places,
+            bias, heads, len(keys.start), *keys.first.tolist(),
+            *np.stack([keys.start, keys.end], axis=1).reshape(-1).tolist(),
+        ]  # fmt: skip
 
     def conv(self, op: ConvOp) -> list[int]:
         buffer, channel = self.phase(op)
@@ -224,16 +252,15 @@ class _Assembler:
             rows.append(op.weight[t, kept])
         weight = np.concatenate(rows) if rows else np.zeros((0, op.products), np.float32)
         channels = self.plan.maps[op.out].channels
-        code = [self.instruction(ins, channels) for ins in op.code]
+        code = [self.instruction(ins, channels, self.plan.grid(op)) for ins in op.code]
         return [
             buffer, channel, channels, *op.stride, op.products,
             self.data.add(weight), ZERO if op.bias is None else self.data.add(op.bias), len(taps), len(code),
             *(word for tap in taps for word in tap), *(word for ins in code for word in ins),
         ]  # fmt: skip
 
-    def map(self, op: MapOp, part: np.ndarray) -> list[int]:
-        buffer, channel = self.place[op.out]
-        code = [self.instruction(ins.select(part), len(part)) for ins in op.code]
+    def map(self, op: MapOp, part: np.ndarray, buffer: int, channel: int) -> list[int]:
+        code = [self.instruction(ins.select(part), len(part), self.plan.grid(op)) for ins in op.code]
         head = [buffer, channel + int(part[0]), len(part), 1, 1, 0, 0, ZERO, 0, len(code)]
         return head + [word for ins in code for word in ins]
 
@@ -257,7 +284,7 @@ class _Assembler:
             start = end
         return found
 
-    def instruction(self, ins: Instruction, channels: int) -> list[int]:
+    def instruction(self, ins: Instruction, channels: int, grid: tuple[int, int]) -> list[int]:
         code, _ = FUNCTIONS[ins.fn]
         if ins.fn == "scalar":
             return [code, int(np.array(ins.value, np.float32).view(np.int32)), 0, 0, 0]
@@ -273,7 +300,10 @@ class _Assembler:
                 return [FUNCTIONS["scalar"][0], 0, 0, 0, 0]
             if step == 0:
                 code = FUNCTIONS["splat"][0]
-            return [code, *self.locate(int(ins.refs[0])), *ins.offset]
+            buffer, channel = self.locate(int(ins.refs[0]))
+            if ins.flat is not None:
+                buffer = self.flat(buffer, grid, *ins.flat)
+            return [code, buffer, channel, *ins.offset]
         return [code, *ins.args, *([0] * (4 - len(ins.args)))]
 
 
@@ -360,6 +390,7 @@ class Record:
     fields: dict[str, int]
     taps: tuple[tuple[int, ...], ...] = ()
     code: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    keys: tuple[tuple[tuple[int, int], ...], ...] = ()  # of each query: runs from, up to
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,6 +410,8 @@ _FIELDS = {
     "input": ("colour", "out_buffer", "out_channel", "out_channels", "table"),
     "conv": ("out_buffer", "out_channel", "out_channels", "stride_y", "stride_x", "product_channels", "weight",
              "bias", "n_taps", "n_instructions"),
+    "attend": ("out_buffer", "out_channel", "heads", "key_channels", "value_channels", "query_buffer", "query_channel",
+               "key_buffer", "key_channel", "value_buffer", "value_channel", "bias", "bias_heads", "n_runs"),
     "categorical": ("colour", "buffer", "channel"),
     "bernoulli": ("colour", "buffer", "channel"),
 }  # fmt: skip
@@ -413,8 +446,15 @@ def decode(words: np.ndarray) -> Decoded:
         for _ in range(fields.get("n_instructions", 0)):
             code.append((functions[w[at]], tuple(w[at + 1 : at + 5])))
             at += 5
+        attended: tuple = ()
+        if name == "attend":
+            queries = buffers[fields["out_buffer"]].width
+            first, at = w[at : at + queries + 1], at + queries + 1
+            pairs = list(zip(w[at:end:2], w[at + 1 : end : 2], strict=True))
+            attended = tuple(tuple(pairs[a:b]) for a, b in itertools.pairwise(first))
+            at += 2 * fields["n_runs"]
         assert at == end
-        ops.append(Record(name, fields, tuple(taps), tuple(code)))
+        ops.append(Record(name, fields, tuple(taps), tuple(code), attended))
     launches: list[tuple[int, list[list[int]]] | None] = []
     end = at + n_launch
     while at < end:

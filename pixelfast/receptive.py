@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .links import links
 from .plan import HeadOp, InputOp, Plan
 
 
@@ -65,14 +66,12 @@ def receptive_field(plan: Plan, pixel: tuple[int, int] | None = None) -> Recepti
     seen = np.zeros((height, width), bool)
     for op in reversed(plan.ops):
         if isinstance(op, HeadOp):
-            at = np.array([[y, x]])
+            at = np.zeros((height, width), bool)
+            at[y, x] = True
         else:
-            at = np.argwhere(needed[op.out])
+            at = needed[op.out][plan.written(op)]
         if isinstance(op, InputOp):
-            seen[at[:, 0], at[:, 1]] = True
-        for read in plan.reads(op):
-            source = needed[read.map]
-            ys, xs = (at * read.stride + (read.dy, read.dx)).T
-            inside = (ys >= 0) & (ys < source.shape[0]) & (xs >= 0) & (xs < source.shape[1])
-            source[ys[inside], xs[inside]] = True
+            seen |= at
+        for link in links(plan, op):
+            link.push(np.logical_or, at, needed[link.read.map])
     return ReceptiveField((y, x), seen)

@@ -96,6 +96,8 @@ class _Image:
         elif op.name in ("conv", "map"):
             product = self.product(op, y, x) if op.name == "conv" else None
             self.write(f["out_buffer"], f["out_channel"], y, x, self.expression(op, product, y, x))
+        elif op.name == "attend":
+            self.write(f["out_buffer"], f["out_channel"], y, x, self.attend(op, x))
         else:
             self.head(op, y, x)
 
@@ -158,6 +160,31 @@ class _Image:
             return registers[-1]
         assert product is not None
         return product
+
+    def attend(self, op: Record, x: int) -> np.ndarray:
+        f = op.fields
+        heads, n, m = f["heads"], f["key_channels"], f["value_channels"]
+        out = np.zeros((heads, m), np.float32)
+        positions = [k for start, end in op.keys[x] for k in range(start, end)]
+        if not positions:
+            return out.reshape(-1)
+        query = self.read(f["query_buffer"], f["query_channel"], heads * n, 0, x).reshape(heads, n)
+        keys = np.stack([self.read(f["key_buffer"], f["key_channel"], heads * n, 0, k) for k in positions])
+        values = np.stack(
+            [self.read(f["value_buffer"], f["value_channel"], heads * m, 0, k) for k in positions]
+        )
+        width = self.owner.decoded.buffers[f["key_buffer"]].width
+        for h in range(heads):
+            scores = numerics.dot(query[h], keys[:, h * n : (h + 1) * n])
+            if f["bias"] >= 0:
+                row = (h % f["bias_heads"]) * len(op.keys) + x
+                scores = scores + self.data[f["bias"] + row * width :][:width][positions]
+            weights = numerics.exp(scores - scores.max())
+            for weight, value in zip(weights, values[:, h * m : (h + 1) * m], strict=True):
+                out[h] = numerics.fma(weight, value, out[h])
+            out[h] /= numerics.total(weights)
+        self.owner.last_multiply_adds += len(positions) * heads * (n + m)
+        return out.reshape(-1)
 
     def head(self, op: Record, y: int, x: int) -> None:
         d = self.owner.decoded

@@ -23,14 +23,12 @@ from functools import cached_property
 import numpy as np
 
 from . import passes
-from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read
+from .links import Link, links
+from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read
 
 NEVER = np.iinfo(np.int32).max
 kFetch = 4  # multiply-adds that take as long as fetching a weight from the second or third level cache
 kLaunch = 5000  # multiply-adds that take as long as starting an op
-
-
-Box = tuple[slice, slice]
 
 
 class CausalityError(ValueError):
@@ -70,31 +68,12 @@ def known(shape: tuple[int, int, int]) -> Order:
 # --- readiness --------------------------------------------------------------------------------------------------
 
 
-def _overlap(read: Read, out: tuple[int, int], grid: tuple[int, int]) -> tuple[Box, Box]:
-    """The positions of an op whose read falls on the map, and the positions of the map that they read."""
-    here, there = [], []
-    for size, extent, offset, stride in zip(out, grid, (read.dy, read.dx), read.stride, strict=True):
-        first = max(0, -(offset // stride))
-        last = min(size - 1, (extent - 1 - offset) // stride)
-        count = max(last - first + 1, 0)
-        here.append(slice(first, first + count))
-        start = first * stride + offset
-        there.append(slice(start, start + (count - 1) * stride + 1, stride) if count else slice(0, 0))
-    return (here[0], here[1]), (there[0], there[1])
-
-
 class _Dependence:
     """The reads of every op of a plan, with the positions that they connect. Independent of the order."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.reads: list[list[tuple[Read, Box, Box]]] = []
-        for op in plan.ops:
-            found: list[tuple[Read, Box, Box]] = []
-            for read in plan.reads(op):
-                source = plan.maps[read.map]
-                found.append((read, *_overlap(read, plan.grid(op), (source.height, source.width))))
-            self.reads.append(found)
+        self.links = [links(plan, op) for op in plan.ops]
 
     def readiness(self, order: Order, cut: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
         """int32 (height, width) per op: when its inputs are ready.
@@ -104,15 +83,12 @@ class _Dependence:
         plan = self.plan
         of_map = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
         result = []
-        for i, (op, reads) in enumerate(zip(plan.ops, self.reads, strict=True)):
+        for i, (op, reads) in enumerate(zip(plan.ops, self.links, strict=True)):
             ready = np.zeros(plan.grid(op), np.int32)
             if isinstance(op, InputOp):
                 ready[:] = order.steps[op.colour] + 1
-            for read, here, there in reads:
-                source = of_map[read.map][there]
-                if cut and i in cut:
-                    source = np.where(source > cut[i][here], 0, source)
-                np.maximum(ready[here], source, out=ready[here])
+            for link in reads:
+                link.pull(np.maximum, of_map[link.read.map], ready, cut.get(i) if cut else None)
             if not isinstance(op, HeadOp):
                 of_map[op.out][plan.written(op)] = ready
             result.append(ready)
@@ -123,10 +99,10 @@ class _Dependence:
         plan = self.plan
         of_map = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
         result: list[np.ndarray] = []
-        for op, reads in zip(reversed(plan.ops), reversed(self.reads), strict=True):
+        for op, reads in zip(reversed(plan.ops), reversed(self.links), strict=True):
             due = order.steps[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
-            for read, here, there in reads:
-                np.minimum(of_map[read.map][there], due[here], out=of_map[read.map][there])
+            for link in reads:
+                link.push(np.minimum, due, of_map[link.read.map])
             result.append(due)
         return result[::-1]
 
@@ -172,7 +148,7 @@ def _culprit(plan: Plan, order: Order) -> str:
     Such paths lead through innocent modules too. The culprit is the module without whose leaking reads the model is
     causal, and still sees as much as it may: without those of an innocent module it would see less. Where the
     distributions alone do not tell, it is the one that reads the image itself (a mask of type B for one of type A),
-    and else the one that leaves the most to be seen inside.
+    or else attends to it, or else the one that leaves the most to be seen inside.
     """
     finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
@@ -181,10 +157,10 @@ def _culprit(plan: Plan, order: Order) -> str:
     images = {op.out for op in finer.ops if isinstance(op, InputOp)}
     leaks: dict[str, list[tuple[int, Read]]] = {}
     for i, op in enumerate(finer.ops):
-        for read, here, there in dependence.reads[i]:
-            if not isinstance(op, HeadOp) and (of_map[read.map][there] > due[i][here]).any():
-                leaks.setdefault(op.where, []).append((i, read))
-    best, best_rank = "", (-1, False, False, -1)
+        for link in dependence.links[i]:
+            if not isinstance(op, HeadOp) and _exceeds(link, of_map[link.read.map], due[i]):
+                leaks.setdefault(op.where, []).append((i, link.read))
+    best, best_rank = "", (-1, False, False, False, -1)
     for where, reads in leaks.items():
         mended = dependence.readiness(order, {i: due[i] for i, _ in reads})
         heads = [
@@ -193,18 +169,33 @@ def _culprit(plan: Plan, order: Order) -> str:
             if isinstance(op, HeadOp)
         ]
         if all((r <= t).all() for r, t in heads):
-            mixes = any(isinstance(finer.ops[i], ConvOp) for i, _ in reads)
+            mixes = any(isinstance(finer.ops[i], ConvOp | AttendOp) for i, _ in reads)
             first = any(read.map in images for _, read in reads)
-            rank = (_total(r for r, _ in heads), mixes, first, _total(mended))
+            attends = any(read.keys is not None for _, read in reads)
+            rank = (_total(r for r, _ in heads), mixes, first, attends, _total(mended))
             if rank > best_rank:
                 best, best_rank = where, rank
     if not best:
         return f"The leak passes through modules {', '.join(map(repr, leaks))}: are their masks missing?"
-    _, read = max(leaks[best], key=lambda leak: (leak[1].dy, leak[1].dx, leak[1].map))
+    _, read = max(
+        leaks[best], key=lambda leak: (leak[1].keys is not None, leak[1].dy, leak[1].dx, leak[1].map)
+    )
+    if read.keys is not None:
+        return (
+            f"The leak is in module {best!r}: its attention reads {finer.maps[read.map].name!r} at positions that are "
+            "not drawn yet; is its mask missing, or does it leave no position at all to some query?"
+        )
     return (
         f"The leak is in module {best!r}: its tap at (dy={read.dy:+d}, dx={read.dx:+d}) reads "
         f"{finer.maps[read.map].name!r} too early; is its mask missing, or of the wrong type?"
     )
+
+
+def _exceeds(link: Link, values: np.ndarray, limits: np.ndarray) -> bool:
+    """Whether a value of the map is larger than the limit of an op's position that reads it."""
+    found = np.zeros(limits.shape, values.dtype)
+    link.pull(np.maximum, values, found)
+    return bool((found > limits).any())
 
 
 def _total(arrays: Iterable[np.ndarray]) -> int:
@@ -295,7 +286,10 @@ class Schedule:
         return sum(self.multiply_adds_of(i) for i in range(len(self.plan.ops)))
 
     def multiply_adds_of(self, i: int) -> int:
-        return int((self.steps[i] != NEVER).sum()) * self.weights[i]
+        runs, op = self.steps[i] != NEVER, self.plan.ops[i]
+        if isinstance(op, AttendOp):
+            return int(op.keys.counts[runs[0]].sum()) * (len(op.query) + len(op.value))
+        return int(runs.sum()) * self.weights[i]
 
     @cached_property
     def weights(self) -> tuple[int, ...]:
@@ -311,6 +305,7 @@ class Schedule:
         total = 0.0
         for _, i, positions in self.launches():
             total += self.weights[i] * max(len(positions), kFetch) + kLaunch
+        total += sum(self.multiply_adds_of(i) for i, w in enumerate(self.weights) if not w)
         return total
 
     @property
@@ -339,10 +334,8 @@ class Schedule:
             assert (self.steps[i][ran] >= self.ready[i][ran]).all(), plan.name_of(op)
             if isinstance(op, HeadOp):
                 assert (self.steps[i] == np.maximum(self.order.steps[op.colour], 0)).all()
-            for read in plan.reads(op):
-                source = plan.maps[read.map]
-                here, there = _overlap(read, plan.grid(op), (source.height, source.width))
-                assert (steps_of[read.map][there] <= self.steps[i][here]).all(), plan.name_of(op)
+            for link in links(plan, op):
+                assert not _exceeds(link, steps_of[link.read.map], self.steps[i]), plan.name_of(op)
 
 
 def _weights(plan: Plan, op: ConvOp) -> int:
@@ -372,8 +365,8 @@ def _steps(dependence: _Dependence, order: Order) -> list[np.ndarray]:
             steps.append(np.maximum(order.steps[op.colour], 0))
             continue
         available = np.zeros(plan.grid(op), np.int32)
-        for read, here, there in dependence.reads[i]:
-            np.maximum(available[here], ran[read.map][there], out=available[here])
+        for link in dependence.links[i]:
+            link.pull(np.maximum, ran[link.read.map], available)
         if isinstance(op, InputOp):  # at once, since what it makes available lets others gather
             steps.append(np.where(due == NEVER, NEVER, np.maximum(order.steps[op.colour] + 1, 0)))
         elif isinstance(op, ConstantOp | ConditionOp):
@@ -389,28 +382,26 @@ def _lifetimes(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each row of each map, the launch times of its first write and of its last use."""
     plan = dependence.plan
-    first = [np.full(m.height, np.iinfo(np.int64).max) for m in plan.maps]
-    last = [np.full(m.height, -1, np.int64) for m in plan.maps]
+    first = [np.full((m.height, m.width), np.iinfo(np.int64).max) for m in plan.maps]
+    last = [np.full((m.height, m.width), -1, np.int64) for m in plan.maps]
     for i, op in enumerate(plan.ops):
         runs = steps[i] != NEVER
         when = np.where(runs, steps[i].astype(np.int64) * len(plan.ops) + i, -1)
         if not isinstance(op, HeadOp):
-            rows, _ = plan.written(op)
-            began = np.where(runs, when, np.iinfo(np.int64).max).min(axis=1)
-            first[op.out][rows] = np.minimum(first[op.out][rows], began)
-            last[op.out][rows] = np.maximum(last[op.out][rows], when.max(axis=1))
-        for read, here, (rows, _) in dependence.reads[i]:
-            if when[here].size:
-                last[read.map][rows] = np.maximum(last[read.map][rows], when[here].max(axis=1))
-    return first, last
+            first[op.out][plan.written(op)] = np.where(runs, when, np.iinfo(np.int64).max)
+            last[op.out][plan.written(op)] = np.maximum(last[op.out][plan.written(op)], when)
+        for link in dependence.links[i]:
+            link.push(np.maximum, when, last[link.read.map])
+    return [f.min(axis=1) for f in first], [a.max(axis=1) for a in last]
 
 
 def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[int, Ring]:
     """As few rows per home as never hold two rows that are alive at once in one slot."""
     homes: dict[int, list[int]] = {}
     phases: dict[int, int] = {}
+    whole = {plan.maps[read.map].home for op in plan.ops for read in plan.reads(op) if read.flat is not None}
     for op in plan.ops:
-        if isinstance(op, InputOp | ConvOp | MapOp):
+        if isinstance(op, InputOp | ConvOp | MapOp | AttendOp):
             home = plan.maps[op.out].home
             homes.setdefault(home, []).append(op.out)
             phases[home] = plan.written(op)[0].step
@@ -421,6 +412,7 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
         read = np.max([last[m] for m in members], axis=0)
         after = np.minimum.accumulate(written[::-1])[::-1]  # first write to this row or any later one
         rows = next((r for r in range(1, height) if (read[:-r] < after[r:]).all()), height)
+        rows = height if home in whole else rows  # a flat read goes from row to row
         rows = -(-rows // phases[home]) * phases[home]  # so that a phase of the map is a ring, too
         channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
         rings[home] = Ring(

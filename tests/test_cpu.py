@@ -291,7 +291,7 @@ DAMAGE = [
     ("header", 11, 3, "launches: the header says 3 steps, there are 6"),
     ("header", 12, 3, r"header: launch_words \(=3\) must be"),
     ("buffers", 0, 9, r"buffer 0: space \(=9, word 13\) must be in \[0, 2\]"),
-    ("ops", 0, 99, r"op 0: opcode \(=99, word 37\) must be in \[0, 4\]"),
+    ("ops", 0, 99, r"op 0: opcode \(=99, word 37\) must be in \[0, 5\]"),
     ("conv", 2, 3, r"op 1: out_buffer \(=3, word 46\) must be in \[0, 2\]"),
     ("conv", 8, 10**8, r"op 1: weight \(=100000000\) and its 60 floats must lie in"),
     ("conv", 12, 17, r"op 1: tap 0: buffer \(=17, word 56\) must be in \[0, 2\]"),

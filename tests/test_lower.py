@@ -116,6 +116,21 @@ UNARY: dict[str, Part] = {
     "rsub alpha": lambda m, h, i: torch.rsub(h, 2.0, alpha=3),
     "reciprocal": lambda m, h, i: 1 / (h.abs() + 0.5),
     "square": lambda m, h, i: h * h,
+    "softmax": lambda m, h, i: (3 * h).softmax(1),
+    "softmax of three": lambda m, h, i: torch.softmax(h.permute(0, 2, 3, 1)[..., :3], -1).permute(0, 3, 1, 2),
+    "softmax of groups": lambda m, h, i: h.view(-1, 2, 2, *h.shape[2:]).softmax(2).flatten(1, 2),
+    "log_softmax": lambda m, h, i: (9 * h).log_softmax(1),
+    "flattened": lambda m, h, i: h.flatten(2).tanh().view(h.shape),
+    "positions last": lambda m, h, i: (
+        (h.flatten(2).transpose(1, 2) + param(12, 4)).transpose(1, 2).view(h.shape)
+    ),
+    "rows of a matrix": lambda m, h, i: (
+        (h.permute(0, 2, 3, 1).reshape(-1, 4) @ param(4, 4).to(h.dtype)).view(-1, 3, 4, 4).permute(0, 3, 1, 2)
+    ),
+    "colours in between": lambda m, h, i: (
+        (h.permute(0, 2, 3, 1).reshape(-1, 24, 2) * param(24, 2)).view(-1, 3, 4, 4).permute(0, 3, 1, 2)
+    ),
+    "batch merged": lambda m, h, i: (h.flatten(0, 1).tanh() * param(3, 4)).view(h.shape),
     "same": lambda m, h, i: h.clone().contiguous().detach().to(h.dtype),
 }
 BINARY: dict[str, Part] = {
@@ -380,10 +395,13 @@ ERRORS: dict[str, tuple[Part, str]] = {
     "elu alpha": (lambda m, h, i: F.elu(h, 2.0), r"elu with alpha 2\.0, scale 1, input_scale 1; supported is"),
     "dtype": (lambda m, h, i: h.double().float(), r"float32, the model converts one to torch\.float64"),
     "positions merged": (
-        lambda m, h, i: h.flatten(2).tanh().view(h.shape),
-        r"reshape from \[2, 4, 3, 4\] \(ncyx\) to \[2, 4, 12\] mixes positions with channels or batch",
+        lambda m, h, i: h.transpose(2, 3).flatten(2).tanh().view(h.shape),
+        r"reshape from \[2, 4, 4, 3\] \(ncxy\) to \[2, 4, 12\] mixes positions with channels or batch",
     ),
-    "batch merged": (lambda m, h, i: h.flatten(0, 1).tanh().view(h.shape), "mixes positions with channels"),
+    "batch merged": (
+        lambda m, h, i: h.transpose(0, 1).flatten(0, 1).tanh().view(4, -1, 3, 4).transpose(0, 1),
+        "mixes positions with channels",
+    ),
     "expand adds axes": (lambda m, h, i: h.expand(1, *h.shape)[0], "expand adds axes: "),
     "expand repeats": (
         lambda m, h, i: h[:, :, :1].expand(-1, -1, HEIGHT, -1),

@@ -175,6 +175,57 @@ void require_image_grid(const Reader& in, const Program& program, const Buffer& 
                  std::to_string(program.width));
 }
 
+// Where heads * channels of a sequence lie.
+Place take_place(Reader& in, const Program& program, const char* name, int64_t channels) {
+  Place place;
+  place.buffer = in.take(name, 0, static_cast<int64_t>(program.buffers.size()) - 1);
+  const Buffer& b = program.buffers[place.buffer];
+  in.require(b.height == 1, std::string(name) + " must have one row");
+  in.require(channels <= b.channels,
+             std::string(name) + " must have at least " + std::to_string(channels) + " channels");
+  place.channel = in.take("channel", 0, b.channels - channels);
+  return place;
+}
+
+void read_attention(Reader& in, const Program& program, OpRecord& op, int64_t n_data) {
+  Attention& a = op.attention;
+  const int64_t n_buffers = static_cast<int64_t>(program.buffers.size());
+  op.buffer = in.take("out_buffer", 0, n_buffers - 1);
+  const Buffer& out = program.buffers[op.buffer];
+  op.channel = in.take("out_channel", 0, out.channels - 1);
+  in.require(out.space == Space::arena && out.height == 1, "attention writes to a sequence in the arena");
+  a.heads = in.take("heads", 1, kMaxSide);
+  a.key_channels = in.take("key_channels", 1, kMaxSide);
+  a.value_channels = in.take("value_channels", 1, kMaxSide);
+  const int64_t channels = static_cast<int64_t>(a.heads) * a.value_channels;
+  in.require(channels <= out.channels - op.channel,
+             "its channels must lie in the buffer's " + std::to_string(out.channels));
+  op.channels = static_cast<int32_t>(channels);
+  a.query = take_place(in, program, "query_buffer", static_cast<int64_t>(a.heads) * a.key_channels);
+  a.key = take_place(in, program, "key_buffer", static_cast<int64_t>(a.heads) * a.key_channels);
+  a.value = take_place(in, program, "value_buffer", channels);
+  const int64_t positions = program.buffers[a.key.buffer].width;
+  in.require(program.buffers[a.query.buffer].width == out.width, "there must be as many queries as outputs");
+  in.require(program.buffers[a.value.buffer].width == positions, "there must be as many values as keys");
+  a.bias = in.take("bias");
+  a.bias_heads = in.take("bias_heads", 0, a.heads);
+  in.require(a.bias_heads <= 1 || a.bias_heads == a.heads, "bias_heads must be 0, 1 or heads");
+  if (a.bias_heads > 0) {  // 60 bits
+    const int64_t row = out.width * positions;
+    in.require(row <= n_data, "bias has more entries than data has floats");
+    require_data(in, "bias", a.bias, row * a.bias_heads, n_data);
+  }
+  const int32_t n_runs = in.take("n_runs", 0);
+  for (int32_t q = 0; q <= out.width; ++q) {
+    a.first.push_back(in.take("first", q == 0 ? 0 : a.first.back(), q == 0 ? 0 : n_runs));
+  }
+  in.require(a.first.back() == n_runs, "the last query's runs must be the last");
+  for (int32_t r = 0; r < n_runs; ++r) {
+    a.runs.push_back(in.take("start", 0, positions - 1));
+    a.runs.push_back(in.take("end", a.runs.back() + 1, positions));
+  }
+}
+
 OpRecord read_op(Reader& in, Program& program, int64_t n_data) {
   OpRecord op{};
   const int64_t start = in.position();
@@ -182,6 +233,8 @@ OpRecord read_op(Reader& in, Program& program, int64_t n_data) {
   const int32_t n_words = in.take("n_words", 2);
   if (op.op == Op::conv || op.op == Op::map) {
     read_product(in, program, op, n_data);
+  } else if (op.op == Op::attend) {
+    read_attention(in, program, op, n_data);
   } else if (op.op == Op::input) {
     op.colour = in.take("colour", 0, program.colours - 1);
     const Slice out = take_slice(in, program, "out_buffer", "out_channel", "out_channels");

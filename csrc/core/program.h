@@ -10,6 +10,9 @@
 //                  n_taps, n_instructions, taps, instructions
 //       tap          buffer, channel, channels, dy, dx
 //       instruction  fn, a, b, c, d     its result is register i, i its own index; registers a, b by arity
+//     attend       out_buffer, out_channel, heads, key_channels, value_channels, query_buffer, query_channel,
+//                  key_buffer, key_channel, value_buffer, value_channel, bias, bias_heads, n_runs,
+//                  first[queries + 1], n_runs pairs: start, end
 //     categorical  colour, buffer, channel                                  levels channels: logits
 //     bernoulli    colour, buffer, channel                                  one channel: the logit of level 1
 //   launch    op, n_runs, then a run each: y, x, n, dy, dx                   positions (y + i*dy, x + i*dx),
@@ -29,6 +32,12 @@
 // Taps outside the grid take part, with zeros. Without instructions the product is the output.
 // The expression runs per output channel; `product` reads product channel a + j for output channel j, `load`
 // and `splat` read at (y + dy, x + dx): strides are those of the taps. The last instruction is the output.
+//
+// attend at output x, for each head, over the positions k of runs first[x] to first[x + 1], ascending:
+//   score[k] = dot(query[x], key[k]) (+ bias[head][x][k]), weight[k] = exp(score[k] - the largest score),
+//   out[j] = (one chain of fma(weight[k], value[k][j], .) from 0 on) / total(weight); 0 where there is no
+//   run. dot and total are sixteen interleaved partial sums, added pairwise, the far half to the near one.
+//   Its buffers have one row.
 //
 // Positions of one launch run in any order: none reads what another of them writes. At its own position an
 // op may load exactly the channels that it writes (in place); its taps may not read them.
@@ -104,6 +113,19 @@ struct Instruction {
   int32_t a, b, c, d;
 };
 
+// Of one op: where heads * channels lie.
+struct Place {
+  int32_t buffer, channel;
+};
+
+struct Attention {
+  int32_t heads, key_channels, value_channels;
+  Place query, key, value;
+  int32_t bias, bias_heads;    // no bias where bias_heads is 0
+  std::vector<int32_t> first;  // [queries + 1]
+  std::vector<int32_t> runs;   // pairs: start, end
+};
+
 struct OpRecord {
   Op op;
   int32_t colour;                     // of input and heads
@@ -113,6 +135,7 @@ struct OpRecord {
   int64_t depth;  // length of the sum: channels of all taps
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;
+  Attention attention;
 };
 
 struct Run {

@@ -43,6 +43,20 @@ struct ExpressionArgs {
   float* slots;                // [n_slots][kGroupRows][kChunk], initialised
 };
 
+// Attention of one position, for all heads.
+struct AttendArgs {
+  const float* query;
+  const float *keys, *values;  // at position 0
+  int64_t key_stride, value_stride;
+  const int32_t* runs;  // pairs: start, end
+  int n_runs;
+  const float* bias;  // of the first head, or null
+  int64_t bias_stride;
+  int heads, key_channels, value_channels;
+  float* scores;  // room for all positions, rounded up to 16
+  float* out;
+};
+
 struct Weights {
   int64_t total;    // sum of the weights of allowed levels
   int32_t allowed;  // how many levels those are
@@ -57,6 +71,7 @@ struct Kernels {
   int panel;  // outputs of a full panel
   void (*product)(const ProductArgs&);
   void (*expression)(const ExpressionArgs&);
+  int64_t (*attend)(const AttendArgs&);  // returns the positions attended to
   // The two loops over levels of core/distributions.h.
   Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
   int64_t (*frequencies)(const int32_t* weight, int n, double scale, uint32_t* frequency,

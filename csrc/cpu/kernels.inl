@@ -222,6 +222,112 @@ void multiply_add(const float* a, const float* b, const float* c, float* y, int6
   }
 }
 
+// ---- attention -------------------------------------------------------------------------------------------
+
+constexpr int kSixteen = 16 / Lanes::kLanes;  // vectors that hold sixteen partial sums
+
+float dot(const float* a, const float* b, int n) {
+  Lanes partial[kSixteen];
+  for (int g = 0; g < kSixteen; ++g) partial[g] = Lanes::set(0.0f);
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    for (int g = 0; g < kSixteen; ++g) {
+      const int at = i + g * Lanes::kLanes;
+      partial[g] = Lanes::fma(Lanes::load(a + at), Lanes::load(b + at), partial[g]);
+    }
+  }
+  for (int g = 0; g < kSixteen && i < n; ++g) {
+    const int at = i + g * Lanes::kLanes;
+    if (at < n) partial[g] = Lanes::fma(Lanes::load(a + at, n - at), Lanes::load(b + at, n - at), partial[g]);
+  }
+  return Lanes::sum(partial);
+}
+
+// Scores to weights, in place; returns their total. `scores` has room for a multiple of 16.
+float softmax(float* scores, int n) {
+  for (int i = n; i % 16 != 0; ++i) scores[i] = -__builtin_inff();
+  Lanes most = Lanes::set(-__builtin_inff());
+  for (int i = 0; i < n; i += Lanes::kLanes) most = vmax(most, Lanes::load(scores + i));
+  float lanes[Lanes::kLanes];
+  most.store(lanes);
+  float largest = lanes[0];
+  for (int i = 1; i < Lanes::kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  Lanes partial[kSixteen];
+  for (int g = 0; g < kSixteen; ++g) partial[g] = Lanes::set(0.0f);
+  for (int i = 0; i < n; i += 16) {
+    for (int g = 0; g < kSixteen; ++g) {
+      float* p = scores + i + g * Lanes::kLanes;
+      const Lanes weight = vexp(Lanes::load(p) - Lanes::set(largest));
+      weight.store(p);
+      partial[g] = partial[g] + weight;
+    }
+  }
+  return Lanes::sum(partial);
+}
+
+// `kVectors` vectors of outputs, from channel `at` on: each is one chain over the positions.
+template <int kVectors>
+void weigh_values(const AttendArgs& a, const float* values, int at, float total, float* out) {
+  const int last = (kVectors - 1) * Lanes::kLanes;
+  const int rest =
+      a.value_channels - at - last < Lanes::kLanes ? a.value_channels - at - last : Lanes::kLanes;
+  Lanes acc[kVectors];
+  for (int v = 0; v < kVectors; ++v) acc[v] = Lanes::set(0.0f);
+  const float* weight = a.scores;
+  for (int r = 0; r < a.n_runs; ++r) {
+    const float* p = values + a.runs[2 * r] * a.value_stride + at;
+    for (int32_t k = a.runs[2 * r]; k < a.runs[2 * r + 1]; ++k, p += a.value_stride) {
+      const Lanes w = Lanes::set(*weight++);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors - 1; ++v) {
+        acc[v] = Lanes::fma(w, Lanes::load(p + v * Lanes::kLanes), acc[v]);
+      }
+      acc[kVectors - 1] = Lanes::fma(w, Lanes::load(p + last, rest), acc[kVectors - 1]);
+    }
+  }
+  for (int v = 0; v < kVectors - 1; ++v) (acc[v] / Lanes::set(total)).store(out + at + v * Lanes::kLanes);
+  (acc[kVectors - 1] / Lanes::set(total)).store(out + at + last, rest);
+}
+
+int64_t attend(const AttendArgs& a) {
+  int64_t count = 0;
+  for (int h = 0; h < a.heads; ++h) {
+    float* out = a.out + h * a.value_channels;
+    int n = 0;
+    for (int r = 0; r < a.n_runs; ++r) {
+      const int32_t start = a.runs[2 * r], end = a.runs[2 * r + 1];
+      const float* key = a.keys + start * a.key_stride + h * a.key_channels;
+      float* scores = a.scores + n;
+      for (int32_t k = 0; k < end - start; ++k, key += a.key_stride) {
+        scores[k] = dot(a.query + h * a.key_channels, key, a.key_channels);
+      }
+      if (a.bias != nullptr) {
+        map2(scores, a.bias + h * a.bias_stride + start, scores, end - start,
+             [](Lanes x, Lanes y) { return x + y; });
+      }
+      n += end - start;
+    }
+    count = n;
+    if (n == 0) {
+      for (int j = 0; j < a.value_channels; ++j) out[j] = 0.0f;
+      continue;
+    }
+    const float total = softmax(a.scores, n);
+    const float* values = a.values + h * a.value_channels;
+    for (int at = 0; at < a.value_channels;) {
+      const int vectors = (a.value_channels - at + Lanes::kLanes - 1) / Lanes::kLanes;
+      if (vectors >= 8) {
+        weigh_values<8>(a, values, at, total, out), at += 8 * Lanes::kLanes;
+      } else if (vectors >= 4) {
+        weigh_values<4>(a, values, at, total, out), at += 4 * Lanes::kLanes;
+      } else {
+        weigh_values<1>(a, values, at, total, out), at += Lanes::kLanes;
+      }
+    }
+  }
+  return count;
+}
+
 // ---- heads -----------------------------------------------------------------------------------------------
 
 Weights weights(const float* logits, int n, float inverse_temperature, int32_t* weight) {

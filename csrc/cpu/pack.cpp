@@ -85,6 +85,9 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       widest = std::max<int64_t>(widest, tap.channels);
     }
     pack_expression(op, packed);
+    if (op.op == Op::attend) {
+      most_keys_ = std::max<int64_t>(most_keys_, program_.buffers[op.attention.key.buffer].width);
+    }
     widest = std::max<int64_t>(widest, op.channels);
     most_taps_ = std::max(most_taps_, op.taps.size());
     most_leaves_ = std::max(most_leaves_, packed.leaves.size());

@@ -54,6 +54,7 @@ std::unique_ptr<Workspace> Engine::borrow(int images) const {
     w = std::make_unique<Workspace>(kernels_, program_.levels);
     const int64_t stride = (most_products_ + 15) / 16 * 16;
     w->product = AlignedFloats(stride * kBlockRows);
+    w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
     w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kGroupRows * kChunk);
     w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
     w->leaves.resize(most_leaves_ * kBlockRows);

@@ -92,6 +92,7 @@ class Engine {
   size_t most_taps_ = 0, most_leaves_ = 0;
   int64_t most_products_ = 0;
   int most_slots_ = 0;
+  int64_t most_keys_ = 0;
 
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // kept: fresh memory costs page faults

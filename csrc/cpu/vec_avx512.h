@@ -33,6 +33,14 @@ struct Lanes {
   static Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  // The sum of sixteen partial sums, the far half added to the near one.
+  static float sum(const Lanes* partial) {
+    const __m256 far = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(partial->v), 1));
+    const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(partial->v), far);
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+  }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
   static Mask lt(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }

@@ -37,6 +37,15 @@ struct Lanes {
   void store(float* p, int n) const {
     if (n > 0) *p = v;
   }
+  // The sum of sixteen partial sums, the far half added to the near one.
+  static float sum(const Lanes* partial) {
+    float s[16];
+    for (int i = 0; i < 16; ++i) s[i] = partial[i].v;
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) s[i] += s[i + half];
+    }
+    return s[0];
+  }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
   static Mask lt(Lanes a, Lanes b) { return a.v < b.v; }

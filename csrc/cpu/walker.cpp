@@ -75,6 +75,8 @@ void Walker::run_block(int32_t index) {
     case Op::map:
       gather_outputs(op);
       return run_expression(op, packed);
+    case Op::attend:
+      return run_attention(op);
     default:
       return run_head(op);
   }
@@ -147,6 +149,42 @@ void Walker::run_expression(const OpRecord& op, const PackedOp& packed) {
   args.outputs = work_.outputs.data();
   args.slots = work_.slots.get();
   engine_.kernels_.expression(args);
+}
+
+void Walker::run_attention(const OpRecord& op) {
+  const Attention& attention = op.attention;
+  const Buffer& queries = program_.buffers[attention.query.buffer];
+  const Buffer& keys = program_.buffers[attention.key.buffer];
+  const Buffer& values = program_.buffers[attention.value.buffer];
+  AttendArgs args;
+  args.key_stride = keys.col_stride, args.value_stride = values.col_stride;
+  args.heads = attention.heads;
+  args.key_channels = attention.key_channels, args.value_channels = attention.value_channels;
+  args.scores = work_.scores.get();
+  args.bias_stride = attention.bias_heads > 1 ? static_cast<int64_t>(queries.width) * keys.width : 0;
+  const auto at = [&](const Buffer& b, int channel, int64_t image) {
+    const Base base = bases_[static_cast<int>(b.space)];
+    return base.start + b.offset + channel + image * base.image_stride;
+  };
+  const Buffer& out = program_.buffers[op.buffer];
+  for (int s = 0; s < n_segments_; ++s) {
+    const Segment& segment = segments_[s];
+    const int32_t x = segment.x, first = attention.first[x];
+    args.runs = attention.runs.data() + 2 * first;
+    args.n_runs = attention.first[x + 1] - first;
+    args.bias = nullptr;
+    if (attention.bias_heads > 0) {
+      args.bias = engine_.data_.data() + attention.bias + static_cast<int64_t>(x) * keys.width;
+    }
+    for (int64_t image = segment.image; image < segment.image + segment.n; ++image) {
+      args.query = at(queries, attention.query.channel, image) + x * queries.col_stride;
+      args.keys = at(keys, attention.key.channel, image);
+      args.values = at(values, attention.value.channel, image);
+      args.out = at(out, op.channel, image) + x * out.col_stride;
+      multiply_adds_ += engine_.kernels_.attend(args) * attention.heads *
+                        (attention.key_channels + attention.value_channels);
+    }
+  }
 }
 
 int64_t Walker::pixel(const Segment& s, int i, int colour) const {

@@ -22,6 +22,7 @@ struct Workspace {
   AlignedFloats arena;    // one image after another
   AlignedFloats product;  // [kBlockRows][padded channels]
   AlignedFloats slots;
+  AlignedFloats scores;                      // of attention: [positions]
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
   std::vector<float*> product_rows, outputs;
   LevelTable table;
@@ -55,6 +56,7 @@ class Walker {
   void run_expression(const OpRecord& op, const PackedOp& packed);
   void run_input(const OpRecord& op);
   void run_head(const OpRecord& op);
+  void run_attention(const OpRecord& op);
 
   // Pointers to one channel of a buffer for the rows of the block; to zeros outside the grid.
   void gather(const Buffer& buffer, int channel, int stride_y, int stride_x, int dy, int dx,

@@ -13,6 +13,7 @@ from .. import plan as P
 from ..capture import where
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
 from ..lower import Lowering, Table, View
+from .reshape import alike
 
 
 def add_heads(ctx: Lowering, value: Any, head: Head) -> None:
@@ -30,26 +31,29 @@ def add_heads(ctx: Lowering, value: Any, head: Head) -> None:
         ctx.build.add(P.HeadOp(kind, colour, view.refs.reshape(-1), where(ctx.node)))
 
 
-def _expect(ctx: Lowering, view: View, head: Head, dims: tuple[int, ...]) -> None:
+def _expect(ctx: Lowering, view: View, head: Head, dims: tuple[int, ...]) -> View:
+    """The view with axes n, those of `dims`, y and x."""
     _, height, width = ctx.captured.shape
     axes = "n" + "c" * len(dims) + "yx"
+    view = alike(ctx, view, axes) if len(view.axes) == len(axes) else view
     if view.axes != axes or view.refs.shape != dims or (view.height, view.width) != (height, width):
         found = ", ".join("N" if s is None else str(s) for s in view.shape)
         raise ctx.fail(
             f"the model's output has shape ({found}); the head {head!r} expects "
             f"(N, {', '.join(map(str, (*dims, height, width)))})"
         )
+    return view
 
 
 def _categorical(ctx: Lowering, view: View, head: Head) -> list[View]:
     colours = ctx.captured.shape[0]
-    _expect(ctx, view, head, (head.levels, colours))
+    view = _expect(ctx, view, head, (head.levels, colours))
     return [replace(view, axes="ncyx", refs=view.refs[:, c]) for c in range(colours)]
 
 
 def _bernoulli(ctx: Lowering, view: View, head: Head) -> list[View]:
     colours = ctx.captured.shape[0]
-    _expect(ctx, view, head, (colours,))
+    view = _expect(ctx, view, head, (colours,))
     return [replace(view, refs=view.refs[c : c + 1]) for c in range(colours)]
 
 
@@ -60,7 +64,7 @@ def _logistic_mixture(ctx: Lowering, view: View, head: Head) -> list[View]:
     """
     assert isinstance(head, LogisticMixture)
     colours = ctx.captured.shape[0]
-    _expect(ctx, view, head, (head.outputs(colours),))
+    view = _expect(ctx, view, head, (head.outputs(colours),))
     m = head.mixtures
     rest = view.refs[m:].reshape(colours, -1, m)
     drawn = _drawn(ctx, head.levels)

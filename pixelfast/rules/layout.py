@@ -14,68 +14,42 @@ import torch
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers, visible
+from .reshape import _view, alike
 
 aten = torch.ops.aten
 
 
 @lowers(aten.permute.default)
-def _permute(ctx: Lowering, a: Any, dims: Sequence[int]) -> View:
+def _permute(ctx: Lowering, a: Any, dims: Sequence[int]) -> View | Table:
+    if isinstance(a, Table) and a.values.ndim == 4:
+        return replace(a, moves=(*a.moves, ("permute", tuple(d % len(dims) for d in dims))))
     v = ctx.view(a)
     dims = [v.axis(d) for d in dims]
-    refs = v.refs.transpose([v.ref_axis(d) for d in dims if v.axes[d] == "c"])
+    refs = v.refs.transpose([v.ref_axis(d) for d in dims if v.axes[d] in "cb"])
     return replace(v, axes="".join(v.axes[d] for d in dims), refs=refs)
 
 
 @lowers(aten.transpose.int)
-def _transpose(ctx: Lowering, a: Any, i: int, j: int) -> View:
-    v = ctx.view(a)
-    dims = list(range(len(v.axes)))
-    i, j = v.axis(i), v.axis(j)
-    dims[i], dims[j] = j, i
-    return _permute(ctx, v, dims)
-
-
-@lowers(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def _view(ctx: Lowering, a: Any, _: Sequence[int]) -> View:
-    """Axes of channels may be split, merged and reordered in memory order; n, y and x stay axes of their own."""
-    v = ctx.view(a)
-    old, new = list(ctx.shape_of(ctx.node.all_input_nodes[0])), list(ctx.shape_of(ctx.node))
-    axes = _names(v.axes, old, new)
-    if axes is None:
-        raise ctx.fail(f"reshape from {old} ({v.axes}) to {new} mixes positions with channels or batch")
-    dims = [size for size, axis in zip(new, axes, strict=True) if axis == "c"]
-    return replace(v, axes=axes, refs=v.refs.reshape(dims))
-
-
-def _names(axes: str, old: Sequence[int], new: Sequence[int]) -> str | None:
-    """Name the axes of a reshape, None if there is no way. New axes of size 1 belong to channels beside them."""
-    run = len(axes) - len(axes.lstrip("c"))
-    counts = range(len(new) + 1)
-    for count in reversed(counts) if run else counts:
-        if math.prod(new[:count]) != math.prod(old[:run]):
-            continue
-        if run == len(axes):
-            if count == len(new):
-                return "c" * count
-        elif count < len(new) and new[count] == old[run]:
-            rest = _names(axes[run + 1 :], old[run + 1 :], new[count + 1 :])
-            if rest is not None:
-                return "c" * count + axes[run] + rest
-    return None
+def _transpose(ctx: Lowering, a: Any, i: int, j: int) -> View | Table:
+    dims = list(range(len(ctx.shape_of(ctx.node))))
+    dims[i], dims[j] = dims[j], dims[i]
+    return _permute(ctx, a, dims)
 
 
 @lowers(aten.unsqueeze.default)
-def _unsqueeze(ctx: Lowering, a: Any, dim: int) -> View:
+def _unsqueeze(ctx: Lowering, a: Any, dim: int) -> View | Table:
+    if isinstance(a, Table) and a.values.ndim == 4:
+        return _view(ctx, a, ())
     v = ctx.view(a)
     dim %= len(v.axes) + 1
-    refs = np.expand_dims(v.refs, v.axes[:dim].count("c"))
+    refs = np.expand_dims(v.refs, sum(axis in "cb" for axis in v.axes[:dim]))
     return replace(v, axes=v.axes[:dim] + "c" + v.axes[dim:], refs=refs)
 
 
 @lowers(aten.squeeze.dim, aten.squeeze.dims)
 def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View | Table:
-    if isinstance(a, Table) and dims in (1, [1], (1,)) and a.values.shape[1] == 1 and not a.squeezed:
-        return replace(a, squeezed=True)
+    if isinstance(a, Table) and a.values.ndim == 4:
+        return _view(ctx, a, ())
     v = ctx.view(a)
     for dim in sorted({v.axis(d) for d in ([dims] if isinstance(dims, int) else dims)}, reverse=True):
         if v.axes[dim] == "c" and v.refs.shape[v.ref_axis(dim)] == 1:
@@ -86,9 +60,8 @@ def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View | Table:
 
 @lowers(aten.squeeze.default)
 def _squeeze_all(ctx: Lowering, a: Any) -> View | Table:
-    v = ctx.view(a)
     return _squeeze(
-        ctx, v, [i for i, size in enumerate(ctx.shape_of(ctx.node.all_input_nodes[0])) if size == 1]
+        ctx, a, [i for i, size in enumerate(ctx.shape_of(ctx.node.all_input_nodes[0])) if size == 1]
     )
 
 
@@ -124,7 +97,7 @@ def _expand(ctx: Lowering, a: Any, sizes: Sequence[int], **_: Any) -> View:
     target = list(ctx.shape_of(ctx.node))
     if len(target) != len(v.axes):
         raise ctx.fail(f"expand adds axes: {v.shape} to {target}")
-    dims = [s for s, axis in zip(target, v.axes, strict=True) if axis == "c"]
+    dims = [s for s, axis in zip(target, v.axes, strict=True) if axis in "cb"]
     return replace(v, refs=np.broadcast_to(v.refs, dims))
 
 
@@ -180,13 +153,13 @@ def _getitem(ctx: Lowering, a: Any, index: int) -> Any:
 @lowers(aten.cat.default)
 def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
     views = [ctx.view(v) for v in values if isinstance(v, Table | View)]
-    like = views[0]
+    like = max(views, key=lambda v: "y" in v.axes)
     if like.axes[like.axis(dim)] != "c":
         raise ctx.fail(f"concatenates along {like.axes[like.axis(dim)]}; supported are channels")
     parts = []
     for value in values:
         if isinstance(value, Table | View):
-            parts.append(ctx.view(value))
+            parts.append(alike(ctx, ctx.view(value), like.axes))
             continue
         sizes = [value.shape[i] for i, a in enumerate(like.axes) if a == "c"]
         (ins,) = ctx.operand(value, like, tuple(sizes))

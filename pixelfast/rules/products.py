@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers
+from .reshape import alike
 
 aten = torch.ops.aten
 
@@ -29,6 +30,7 @@ def _conv2d(
     groups: int = 1,
 ) -> View:
     v = ctx.view(a)
+    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
     if v.axes != "ncyx":
         raise ctx.fail(f"a convolution over axes {v.axes}; supported is ncyx")
     if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):

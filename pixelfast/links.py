@@ -1,0 +1,115 @@
+"""Links: which positions of a map the positions of an op read.
+
+Whatever propagates through a plan, forward (readiness) or backward (deadlines, lifetimes, receptive fields), is pulled
+from the maps to the ops that read them, or pushed the other way, along links.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .plan import Keys, Op, Plan, Read
+
+
+@dataclass(frozen=True, eq=False)
+class Boxes:
+    """Positions `here` of the op read positions `there` of the map, one each; of both in raster order if `flat`."""
+
+    read: Read
+    here: tuple[slice, slice]
+    there: tuple[slice, slice]
+    flat: bool = False
+
+    def pull(
+        self, combine: np.ufunc, source: np.ndarray, into: np.ndarray, limit: np.ndarray | None = None
+    ) -> None:
+        """Combine what is read with `into`, which has an entry per position of the op.
+
+        limit: likewise; what is larger counts as 0.
+        """
+        if self.flat:
+            source, into = source.reshape(1, -1), into.reshape(1, -1)
+        found = source[self.there]
+        if limit is not None:
+            found = np.where(found > limit.reshape(into.shape)[self.here], 0, found)
+        into[self.here] = combine(into[self.here], found)
+
+    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray) -> None:
+        """Combine the op's values with `into`, which has an entry per position of the map."""
+        if self.flat:
+            source, into = source.reshape(1, -1), into.reshape(1, -1)
+        into[self.there] = combine(into[self.there], source[self.here])
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Every position of the op reads the positions of the map, a sequence, that `keys` says."""
+
+    read: Read
+    keys: Keys
+
+    def pull(
+        self, combine: np.ufunc, source: np.ndarray, into: np.ndarray, limit: np.ndarray | None = None
+    ) -> None:
+        """As `Boxes.pull`."""
+        keys, source, into = self.keys, source.reshape(-1), into.reshape(-1)
+        if limit is not None:
+            for q, most in enumerate(limit.reshape(-1)):
+                for start, end in keys.runs(q):
+                    found = source[start:end]
+                    into[q] = combine.reduce(found[found <= most], initial=into[q])
+            return
+        if not len(keys.start):
+            return
+        ends = np.stack([keys.start, keys.end], axis=1).reshape(-1)
+        of_runs = combine.reduceat(np.append(source, source[:1]), ends)[
+            ::2
+        ]  # every other: from a start to its end
+        some = keys.first[:-1] < keys.first[1:]
+        into[some] = combine(into[some], combine.reduceat(of_runs, keys.first[:-1][some]))
+
+    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray) -> None:
+        """As `Boxes.push`."""
+        source, into = source.reshape(-1), into.reshape(-1)
+        query = np.repeat(np.arange(len(source)), np.diff(self.keys.first))
+        for q, start, end in zip(
+            query.tolist(), self.keys.start.tolist(), self.keys.end.tolist(), strict=True
+        ):
+            into[start:end] = combine(into[start:end], source[q])
+
+
+Link = Boxes | Attention
+
+
+def links(plan: Plan, op: Op) -> list[Link]:
+    """One for each of `plan.reads(op)`."""
+    found: list[Link] = []
+    for read in plan.reads(op):
+        m, grid = plan.maps[read.map], plan.grid(op)
+        if read.keys is not None:
+            found.append(Attention(read, read.keys))
+        elif read.flat is not None:
+            first, step = read.flat
+            count = grid[0] * grid[1]
+            there = slice(first, first + (count - 1) * step + 1, step)
+            found.append(Boxes(read, (slice(0, 1), slice(0, count)), (slice(0, 1), there), flat=True))
+        else:
+            found.append(Boxes(read, *_overlap(read, grid, (m.height, m.width))))
+    return found
+
+
+def _overlap(
+    read: Read, out: tuple[int, int], grid: tuple[int, int]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The positions of an op whose read falls on the map, and the positions of the map that they read."""
+    here, there = [], []
+    for size, extent, offset, stride in zip(out, grid, (read.dy, read.dx), read.stride, strict=True):
+        first = max(0, -(offset // stride))
+        last = min(size - 1, (extent - 1 - offset) // stride)
+        count = max(last - first + 1, 0)
+        here.append(slice(first, first + count))
+        start = first * stride + offset
+        there.append(slice(start, start + (count - 1) * stride + 1, stride) if count else slice(0, 0))
+    return (here[0], here[1]), (there[0], there[1])
