@@ -128,8 +128,11 @@ UNARY: dict[str, Part] = {
         (h.permute(0, 2, 3, 1).reshape(-1, 4) @ param(4, 4).to(h.dtype)).view(-1, 3, 4, 4).permute(0, 3, 1, 2)
     ),
     "colours in between": lambda m, h, i: (
-        (h.permute(0, 2, 3, 1).reshape(-1, 24, 2) * param(24, 2)).view(-1, 3, 4, 4).permute(0, 3, 1, 2)
+        ((h.permute(0, 2, 3, 1).unflatten(3, (2, 2)).flatten(1, 3) * param(24, 2)).view(-1, 3, 4, 2, 2))
+        .permute(0, 3, 4, 1, 2)
+        .flatten(1, 2)
     ),
+    "pairs of positions": lambda m, h, i: h.flatten(2).unflatten(2, (6, 2)).tanh().flatten(2).view(h.shape),
     "batch merged": lambda m, h, i: (h.flatten(0, 1).tanh() * param(3, 4)).view(h.shape),
     "same": lambda m, h, i: h.clone().contiguous().detach().to(h.dtype),
 }
