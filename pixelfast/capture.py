@@ -97,10 +97,15 @@ def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
-    path = (paths[-1] if paths else "").split(".")
-    while path and path[0] == "module":  # of the wrappers around the caller's module
-        path = path[1:]
-    return ".".join(path) or node.name
+    return _inner(paths[-1] if paths else "") or node.name
+
+
+def _inner(path: str) -> str:
+    """A path without the wrappers around the caller's module."""
+    parts = path.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
@@ -148,7 +153,7 @@ def capture(
     ]
     if bad:
         raise CaptureError(
-            f"[compile] {name}: {bad[0]} holds NaN or infinite values"
+            f"[compile] {name}: {_inner(bad[0])} holds NaN or infinite values"
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
     try:

@@ -71,7 +71,6 @@ class Fed(nn.Module):
         if isinstance(to_input, Scaled | OneHot):
             to_input = replace(to_input, levels=levels)
         self.to_input = to_input
-        self.train(module.training)
 
     def forward(self, images: Tensor, **conditions: Any) -> Any:
         return self.module(self.to_input(images), **conditions)

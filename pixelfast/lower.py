@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from . import plan as P
 from .capture import Captured, where
 from .heads import Head
+from .outputs import identities
 
 aten = torch.ops.aten
 
@@ -379,8 +380,12 @@ def lower(captured: Captured, head: Head) -> Lowered:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
             env[node] = Given(node, tuple(value.shape))
+    same, head = identities(captured, head)
     for node in captured.image_nodes:
         ctx.node = node
+        if node in same:
+            env[node] = env[node.args[0]]  # type: ignore[index]
+            continue
         if node.target in _IGNORED:
             continue
         args = fx.map_arg(node.args, lambda n: env[n])
