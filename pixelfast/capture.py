@@ -14,15 +14,17 @@ What the graph computes is sorted by what it depends on:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
@@ -141,7 +143,7 @@ def capture(
     images = _example_images(shape, levels, generator)
     name = name or type(module).__name__
     frozen = _copy(module)
-    with torch.no_grad():
+    with torch.no_grad(), _unvalidated():
         output = frozen(images, **conditions)
     if not isinstance(output, Tensor):
         raise CaptureError(f"[compile] {name}.forward must return one tensor, got a {type(output).__name__}")
@@ -157,7 +159,7 @@ def capture(
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), _unvalidated(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
             exported = exported.run_decompositions({})
@@ -169,10 +171,21 @@ def capture(
     captured = _sort(exported, shape, levels, images, conditions, name)
     _check(captured, images, conditions, output)
     fresh = _example_images(shape, levels, generator)
-    with torch.no_grad():
+    with torch.no_grad(), _unvalidated():
         _check(captured, fresh, conditions, frozen(fresh, **conditions))
     captured.verify()
     return captured
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Without torch.distributions' checks of arguments, which are control flow on tensor values."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -8,6 +8,8 @@ it yields probabilities, and which of its nodes only normalise, and change no di
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -100,6 +102,7 @@ _MOVES = {
     aten.detach.default,
     aten._to_copy.default,
 }
+_BROADCAST = {operator.getitem, aten.broadcast_tensors.default}  # of torch.distributions.Bernoulli
 _SOFTMAX = {aten.softmax.int, aten._softmax.default}
 _LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
@@ -117,7 +120,7 @@ def settle(captured: Captured, head: Head) -> Head:
         return head
     sure = head.probabilities
     if sure is None and isinstance(head, Bernoulli):
-        nodes = _tail(captured.output, _MOVES | {aten.clamp.default, aten.clamp_min.default})
+        nodes = _tail(captured.output, _MOVES | _BROADCAST | {aten.clamp.default})
         sure = nodes[-1].target is aten.sigmoid.default
     elif sure is not False:
         params = _example(captured)
@@ -142,54 +145,64 @@ def _tail(node: fx.Node, targets: set[Any]) -> list[fx.Node]:
     """The last nodes of a graph while they are of `targets`, backwards, and the one before them."""
     nodes = [node]
     while nodes[-1].target in targets:
-        nodes.append(nodes[-1].args[0])  # type: ignore[arg-type]
+        nodes.append(nodes[-1].all_input_nodes[0])
     return nodes
 
 
 def identities(captured: Captured, head: Head) -> tuple[frozenset[fx.Node], Head]:
     """Nodes at the end of the graph that may give on their first argument, and the head of what is then left.
 
-    Logits may lack their normalisation: log_softmax, and the logarithm of softmax, over the axis of levels. So may
-    probabilities, which leaves logits: softmax, or for a Bernoulli head sigmoid.
+    Logits need no log_softmax over the axis of levels, weights no softmax if they are then read as logits, and so on;
+    nor has a Bernoulli head to undo a sigmoid.
     """
-    *tail, last = _tail(captured.output, _MOVES | {aten.log.default})
-    logs = {node for node in tail if node.target is aten.log.default}
-    nothing = frozenset[fx.Node](), head
-    if not isinstance(head, Categorical | Bernoulli) or len(logs) + bool(head.probabilities) > 1:
-        return nothing
-    if any(len(node.users) > 1 for node in (*tail[1:], last)):
-        return nothing
-    is_log = not logs and not head.probabilities
-    dropped = {last, *logs}
-    if isinstance(head, Bernoulli):
-        known = last.target is aten.sigmoid.default and head.probabilities and not logs
-    elif last.target in (_LOG_SOFTMAX if is_log else _SOFTMAX):
-        known = _over_levels(captured, tail, last, last.args[1], head.levels)
-    elif is_log and (total := _minus_logsumexp(last)) is not None:
-        dropped.add(total)
-        known = _over_levels(captured, tail, last, total.args[1], head.levels)
-    else:
-        known = False
-    return (frozenset(dropped), replace(head, probabilities=False)) if known else nothing
+    if not isinstance(head, Categorical | Bernoulli):
+        return frozenset(), head
+    weights, bernoulli = bool(head.probabilities), isinstance(head, Bernoulli)
+    node, moves = captured.output, list[fx.Node]()
+    dropped, seen = set[fx.Node](), set(node.users)
+    while set(node.users) <= seen:
+        if node.target in (_MOVES | _BROADCAST if bernoulli else _MOVES):
+            moves.append(node)
+        else:
+            step = _step(node, weights, bernoulli)
+            if step is None or not (step[0] is None or _over_levels(moves, node, step[0], head.levels)):
+                break
+            _, total, weights = step
+            dropped |= {node, *total}
+            seen |= {*total}
+        seen.add(node)
+        node = node.all_input_nodes[0]
+    return frozenset(dropped), replace(head, probabilities=weights)
 
 
-def _minus_logsumexp(node: fx.Node) -> fx.Node | None:
-    """The second argument of x - logsumexp(x), as torch.distributions writes log_softmax."""
-    if node.target is not aten.sub.Tensor or node.kwargs or not isinstance(node.args[1], fx.Node):
+def _step(node: fx.Node, weights: bool, bernoulli: bool) -> tuple[Any, tuple[fx.Node, ...], bool] | None:
+    """If `node` may give on its first argument: the axis that must be the levels', if any; nodes that then have no use;
+    and whether what it gives on are weights."""
+    if bernoulli:
+        return (None, (), False) if weights and node.target is aten.sigmoid.default else None
+    if node.target in (_SOFTMAX if weights else _LOG_SOFTMAX):
+        return node.args[1], (), False
+    if node.target is (aten.exp.default if weights else aten.log.default):
+        return None, (), not weights
+    if node.target is not (aten.div.Tensor if weights else aten.sub.Tensor):
         return None
-    total = node.args[1]
-    known = total.target is aten.logsumexp.default and total.args[0] is node.args[0] and len(total.users) == 1
-    return total if known else None
+    by, total = (
+        node.args[1],
+        aten.sum.dim_IntList if weights else aten.logsumexp.default,
+    )  # as torch.distributions does
+    if not isinstance(by, fx.Node) or by.target is not total or by.args[0] is not node.args[0]:
+        return None
+    return (by.args[1], (by,), weights) if by.args[2:] == (True,) and len(by.users) == 1 else None
 
 
-def _over_levels(captured: Captured, tail: list[fx.Node], last: fx.Node, dim: Any, levels: int) -> bool:
-    """Whether axis `dim` of node `last` is what the tail makes the axis of levels: found out by moving indices of all
-    but that axis, which then are the same for all levels."""
-    shape = list(last.meta["val"].shape)
+def _over_levels(moves: list[fx.Node], node: fx.Node, dim: Any, levels: int) -> bool:
+    """Whether axis `dim` of a node is what the moves after it make the axis of levels: found out by moving indices of
+    the other axes, which then are the same for all levels."""
+    shape = list(node.meta["val"].shape)
     (dim,) = dim if isinstance(dim, list | tuple) else (dim,)
     others = [1 if i == dim % len(shape) else size for i, size in enumerate(shape)]
-    moved = torch.arange(torch.Size(others).numel()).reshape(others).expand(shape).contiguous()
-    for node in reversed(tail):
-        if node.target in _MOVES - {aten._to_copy.default}:
-            moved = node.target(moved, *node.args[1:])
+    moved = torch.arange(math.prod(others)).reshape(others).expand(shape).contiguous()
+    for move in reversed(moves):
+        if move.target is not aten._to_copy.default:
+            moved = move.target(moved, *move.args[1:])  # type: ignore[operator]
     return shape[dim] == levels and bool((moved == moved[:, :1]).all())

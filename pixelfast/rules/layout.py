@@ -128,6 +128,13 @@ def _expand(ctx: Lowering, a: Any, sizes: Sequence[int], **_: Any) -> View:
     return replace(v, refs=np.broadcast_to(v.refs, dims))
 
 
+@lowers(aten.broadcast_tensors.default)
+def _broadcast_tensors(ctx: Lowering, values: Sequence[Any]) -> list[Any]:
+    if len(values) > 1:
+        raise ctx.fail(f"broadcasts {len(values)} tensors to one shape; supported is one")
+    return list(values)
+
+
 @lowers(aten.slice.Tensor)
 def _slice(
     ctx: Lowering, a: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
