@@ -68,14 +68,19 @@ def _list(sizes: Mapping[str, int]) -> str:
 
 
 def _spell(shape: Sequence[int], order: str, sizes: Mapping[str, int]) -> str | None:
-    """The layout that merges the axes, in that order, to that shape; None if there is none."""
+    """The layout that merges the axes, in that order, to that shape; None if there is none.
+
+    Colours may be merged with anything; rows with columns, and both with images.
+    """
     rest = [a for a in order if sizes[a] != 1]
     words = []
     for size in shape:
         group: list[str] = []
         while math.prod(sizes[a] for a in group) != size and rest:
             group.append(rest.pop(0))
-        if math.prod(sizes[a] for a in group) != size:
+        apart = {"k", "h"} <= {*group} or {"k", "w"} <= {*group} or {"k", "n"} <= {*group}
+        part = len(group) > 1 and "w" in rest and not {*group} <= {"k", "c"}
+        if math.prod(sizes[a] for a in group) != size or apart or part:
             return None
         words.append(f"({' '.join(group)})" if len(group) > 1 else "".join(group) or "1")
     return None if rest else " ".join(words)

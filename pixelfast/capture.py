@@ -142,6 +142,12 @@ def capture(
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
     name = name or type(module).__name__
+    scripted = [path for path, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:  # scripted functions are fine
+        raise CaptureError(
+            f"[compile] {name}: {_inner(scripted[0]) or 'it'} is a TorchScript module; pass the module that it was "
+            "made of, or set PYTORCH_JIT=0 in the environment, so that torch.jit.script does nothing"
+        )
     frozen = _copy(module)
     with torch.no_grad(), _unvalidated():
         output = frozen(images, **conditions)
@@ -193,6 +199,8 @@ def _copy(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}  # deepcopy refuses results of computations: normed weights, cached activations
     for part in module.modules():
         for value in vars(part).values():
+            if isinstance(value, torch.jit.ScriptFunction):  # nor does it take these
+                memo[id(value)] = value
             for tensor in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(tensor, Tensor) and not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()

@@ -209,7 +209,7 @@ class Custom(_Terse):
         parameters = inspect.signature(self.function).parameters.values()
         count = sum(p.kind in positional and p.default is p.empty for p in parameters)
         weights = self.function(output) if count == 1 else self.function(output, images.long())
-        weights = weights if weights.is_floating_point() else weights.float()
+        weights = weights if weights.is_floating_point() else weights.to(output.dtype)
         return replace(self.weights(), layout=self.layout).read(weights, images)
 
     def logits(self, params: Tensor, images: Tensor) -> Tensor:
