@@ -362,6 +362,7 @@ def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None
 # --- the whole --------------------------------------------------------------------------------------------------
 
 _IGNORED = {aten._assert_tensor_metadata.default}
+_UNTAGGED = {aten._to_copy.default, aten.floor_divide.default}  # elementwise, but PyTorch does not say so
 
 
 def lower(captured: Captured, head: Head) -> Lowered:
@@ -412,4 +413,4 @@ def lower(captured: Captured, head: Head) -> Lowered:
 
 def _elementwise(node: fx.Node) -> bool:
     target = node.target
-    return target is aten._to_copy.default or torch.Tag.pointwise in getattr(target, "tags", ())
+    return target in _UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())

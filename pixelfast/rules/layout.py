@@ -164,7 +164,9 @@ def _crop(v: View, axis: str, first: int, size: int) -> View:
 
 
 @lowers(aten.select.int)
-def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View:
+def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View | Table:
+    if isinstance(a, Table) and dim == 1 and a.values.shape[1] == 1 and not a.squeezed:
+        return replace(a, squeezed=True)
     v = ctx.view(a)
     dim = v.axis(dim)
     if v.axes[dim] != "c":
