@@ -172,7 +172,7 @@ def identities(captured: Captured, head: Head) -> tuple[frozenset[fx.Node], Head
             seen |= {*total}
         seen.add(node)
         node = node.all_input_nodes[0]
-    return frozenset(dropped), replace(head, probabilities=weights)
+    return frozenset(dropped), replace(head, probabilities=weights) if dropped else head
 
 
 def _step(node: fx.Node, weights: bool, bernoulli: bool) -> tuple[Any, tuple[fx.Node, ...], bool] | None:

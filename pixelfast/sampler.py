@@ -21,7 +21,7 @@ from . import schedule as S
 from ._cpu import default_threads
 from .capture import Captured, capture, run, same_everywhere
 from .explain import Explanation, explain
-from .heads import Head
+from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 from .inputs import Fed
 from .lower import Condition, lower
 from .outputs import Pick, Read, settle
@@ -82,16 +82,20 @@ def compile(
     check_backend(backend, isa)
     name = type(module).__name__
     own = getattr(module, "head", None)
+    own = (
+        own if isinstance(own, Categorical | Bernoulli | LogisticMixture | Custom) else None
+    )  # not a layer called so
     head = own if head is None else head
     if head is None:
         raise ValueError(
             f"[compile] {name} does not say how its output is read; pass head=, "
             "e.g. pixelfast.heads.Categorical(256)"
         )
-    channels = getattr(module, "channels", shape[0])
-    if own is not None and channels != shape[0]:
+    channels, classes = shape[0], None
+    if own is not None:
+        channels, classes = getattr(module, "channels", channels), getattr(module, "classes", None)
+    if channels != shape[0]:
         raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
-    classes = getattr(module, "classes", None)
     if conditions is None:
         conditions = {"labels": torch.int64} if classes else {}
     examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}

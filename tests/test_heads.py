@@ -465,6 +465,22 @@ def test_outputs_that_are_not_clear_are_refused(tail, output, match):
         read(tail, output=output)
 
 
+def test_attributes_of_other_peoples_modules_mean_nothing():
+    class Transformerlike(Net):
+        channels, classes = 64, ["a", "b"]
+
+        def __init__(self) -> None:
+            super().__init__(4, 1, lambda t: t)
+            self.head = nn.Conv2d(1, 1, 1)
+
+    sampler = pf.compile(
+        Transformerlike(), shape=(1, 3, 4), head=Categorical(4), to_input=pf.inputs.floats(), order="raster"
+    )
+    assert sampler.verify() < 1e-4
+    with pytest.raises(ValueError, match="Transformerlike does not say how its output is read; pass head="):
+        pf.compile(Transformerlike(), shape=(1, 3, 4))
+
+
 def test_weights_below_zero_are_refused():
     with pytest.raises(
         ValueError, match=r"yields probabilities below 0 \(the least is .*pass probabilities=False"
