@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
@@ -98,10 +99,15 @@ def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
-    path = (paths[-1] if paths else "").split(".")
-    while path and path[0] == "module":  # of the wrappers around the caller's module
-        path = path[1:]
-    return ".".join(path) or node.name
+    return _inner(paths[-1] if paths else "") or node.name
+
+
+def _inner(path: str) -> str:
+    """A path without the wrappers around the caller's module."""
+    parts = path.split(".")
+    while parts and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def _evaluate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
@@ -136,8 +142,14 @@ def capture(
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
     name = name or type(module).__name__
+    scripted = [path for path, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:  # scripted functions are fine
+        raise CaptureError(
+            f"[compile] {name}: {_inner(scripted[0]) or 'it'} is a TorchScript module; pass the module that it was "
+            "made of, or set PYTORCH_JIT=0 in the environment, so that torch.jit.script does nothing"
+        )
     frozen = _copy(module)
-    with torch.no_grad():
+    with torch.no_grad(), _unvalidated():
         output = frozen(images, **conditions)
     if not isinstance(output, Tensor):
         raise CaptureError(f"[compile] {name}.forward must return one tensor, got a {type(output).__name__}")
@@ -149,11 +161,11 @@ def capture(
     ]
     if bad:
         raise CaptureError(
-            f"[compile] {name}: {bad[0]} holds NaN or infinite values"
+            f"[compile] {name}: {_inner(bad[0])} holds NaN or infinite values"
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _spelled_out():
+        with torch.no_grad(), _unvalidated(), _spelled_out(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
             exported = exported.run_decompositions(_decompositions())
@@ -165,7 +177,7 @@ def capture(
     captured = _sort(exported, shape, levels, images, conditions, name)
     _check(captured, images, conditions, output)
     fresh = _example_images(shape, levels, generator)
-    with torch.no_grad():
+    with torch.no_grad(), _unvalidated():
         _check(captured, fresh, conditions, frozen(fresh, **conditions))
     captured.verify()
     return captured
@@ -187,11 +199,24 @@ def _decompositions() -> dict[Any, Any]:
     return {op: torch.export.default_decompositions()[op] for op in (aten.einsum.default,)}
 
 
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Without torch.distributions' checks of arguments, which are control flow on tensor values."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
 def _copy(module: nn.Module) -> nn.Module:
     """The module for inference: on the CPU, in float32, without dropout or gradients."""
     memo: dict[int, Any] = {}  # deepcopy refuses results of computations: normed weights, cached activations
     for part in module.modules():
         for value in vars(part).values():
+            if isinstance(value, torch.jit.ScriptFunction):  # nor does it take these
+                memo[id(value)] = value
             for tensor in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(tensor, Tensor) and not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()

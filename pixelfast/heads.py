@@ -1,15 +1,22 @@
-"""Heads: what a model's output parameters say about the distribution of each sub-pixel."""
+"""Heads: what a model's output parameters say about the distribution of each sub-pixel.
+
+A head reads an output of any layout: `read` finds its axes out from its shape, or takes them from `layout`, a string
+such as "n (c k) h w" (see `pixelfast.axes`; k counts a sub-pixel's parameters). `logits` and `log_prob` read too.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .axes import arrange
 
 
 class Head(Protocol):
@@ -27,6 +34,12 @@ class Head(Protocol):
     def shape(self, flat: Tensor, channels: int) -> Tensor:
         """Return parameters from a network's output, float (N, outputs, H, W), colour-major."""
 
+    def read(self, output: Tensor, images: Tensor) -> Tensor:
+        """Return parameters from a model's output for integer (N, C, H, W) images.
+
+        Raises `ValueError` where its shape has none, or several, of the layouts that the head knows.
+        """
+
     def logits(self, params: Tensor, images: Tensor) -> Tensor:
         """Return unnormalised log probabilities: float (N, levels, C, H, W), in nats.
 
@@ -37,11 +50,27 @@ class Head(Protocol):
         """Return the log probability of images: float (N,), in nats."""
 
 
-@dataclass(frozen=True)
-class Categorical:
-    """One logit per level. Parameters: float (N, levels, C, H, W)."""
+class _Terse:
+    """A dataclass that prints as what makes it differ from its defaults."""
+
+    def __repr__(self) -> str:
+        pairs = ((f.name, f.default, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        given = ", ".join(f"{name}={value!r}" for name, default, value in pairs if value != default)
+        return f"{type(self).__name__}({given})"
+
+
+@dataclass(frozen=True, repr=False)
+class Categorical(_Terse):
+    """One logit, or probability, per level. Parameters: float (N, levels, C, H, W).
+
+    `probabilities`: whether parameters are non-negative weights, which need not sum to one; those of 0 are never drawn.
+    None lets `pixelfast.compile` find out, by whether they sum to one; elsewhere it says that they are logits.
+    """
 
     levels: int
+    _: KW_ONLY
+    probabilities: bool | None = None
+    layout: str | None = None
     name: ClassVar[str] = "categorical"
 
     def __post_init__(self) -> None:
@@ -57,29 +86,47 @@ class Categorical:
         n, _, h, w = flat.shape
         return flat.view(n, channels, self.levels, h, w).transpose(1, 2)
 
+    def read(self, output: Tensor, images: Tensor) -> Tensor:
+        """Return float (N, levels, C, H, W) from an output of any layout."""
+        n, c, h, w = images.shape
+        return arrange(output, {"n": n, "k": self.levels, "c": c, "h": h, "w": w}, self.layout, f"[{self}]")
+
     def logits(self, params: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return the parameters: they are the logits, float (N, levels, C, H, W)."""
-        return params
+        """Return unnormalised log probabilities: float (N, levels, C, H, W).
+
+        Parameters may have another layout if `images`, integer (N, C, H, W), say what the axes are.
+        """
+        params = params if images is None else self.read(params, images)
+        return params.log() if self.probabilities else params
 
     def log_prob(self, params: Tensor, images: Tensor) -> Tensor:
         """Sum log probabilities over pixels and colours.
 
         Args:
-            params: float (N, levels, C, H, W), unnormalised, in nats.
+            params: float, (N, levels, C, H, W) or in another layout.
             images: uint8 or int64 (N, C, H, W) in [0, levels).
 
         Returns:
             float (N,), in nats; differentiable with respect to `params`.
+
+        Raises:
+            ValueError: if `params` have no layout that the head knows.
         """
-        _check("Categorical.log_prob", params, (images.shape[0], self.levels, *images.shape[1:]))
-        loss = F.cross_entropy(_at_least_float(params), images.long(), reduction="none")
-        return -loss.flatten(1).sum(1)
+        logits = self.logits(_at_least_float(params), images)
+        return -F.cross_entropy(logits, images.long(), reduction="none").flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
-class Bernoulli:
-    """The logit of level 1 against level 0. Parameters: float (N, C, H, W)."""
+@dataclass(frozen=True, repr=False)
+class Bernoulli(_Terse):
+    """The logit of level 1 against level 0, or its probability. Parameters: float (N, C, H, W).
 
+    `probabilities`: whether parameters are probabilities, in [0, 1]. None lets `pixelfast.compile` find out, by whether
+    the model ends in a sigmoid; elsewhere it says that they are logits.
+    """
+
+    _: KW_ONLY
+    probabilities: bool | None = None
+    layout: str | None = None
     name: ClassVar[str] = "bernoulli"
     levels: ClassVar[int] = 2
 
@@ -91,28 +138,96 @@ class Bernoulli:
         """Return float (N, C, H, W) as it is."""
         return flat
 
+    def read(self, output: Tensor, images: Tensor) -> Tensor:
+        """Return float (N, C, H, W) from an output of any layout."""
+        n, c, h, w = images.shape
+        return arrange(output, {"n": n, "c": c, "h": h, "w": w}, self.layout, f"[{self}]")
+
     def logits(self, params: Tensor, images: Tensor | None = None) -> Tensor:
-        """Return float (N, 2, C, H, W): zero for level 0, the parameter for level 1."""
+        """Return float (N, 2, C, H, W): of level 0 and of level 1. As `Categorical.logits`."""
+        params = params if images is None else self.read(params, images)
+        if self.probabilities:
+            return torch.stack([1 - params, params], dim=1).log()
         return torch.stack([torch.zeros_like(params), params], dim=1)
 
     def log_prob(self, params: Tensor, images: Tensor) -> Tensor:
         """Sum log probabilities over pixels and colours.
 
         Args:
-            params: float (N, C, H, W), the logit of level 1, in nats.
+            params: float, (N, C, H, W) or in another layout.
             images: uint8 or int64 (N, C, H, W), 0 or 1.
 
         Returns:
             float (N,), in nats; differentiable with respect to `params`.
+
+        Raises:
+            ValueError: if `params` have no layout that the head knows.
         """
-        _check("Bernoulli.log_prob", params, tuple(images.shape))
-        params = _at_least_float(params)
-        loss = F.binary_cross_entropy_with_logits(params, images.to(params.dtype), reduction="none")
-        return -loss.flatten(1).sum(1)
+        logits = self.logits(_at_least_float(params), images)
+        return -F.cross_entropy(logits, images.long(), reduction="none").flatten(1).sum(1)
 
 
-@dataclass(frozen=True)
-class LogisticMixture:
+@dataclass(frozen=True, repr=False)
+class Custom(_Terse):
+    """Any distribution: a function of the model's output, written in PyTorch, which says how likely each level is.
+
+    `function(output, images)`, or `function(output)`, returns float or integer weights (N, levels, C, H, W), or in
+    another layout that `Categorical` reads. Those of a colour may depend on earlier colours of the same pixel, as in
+    `images`, int64 (N, C, H, W): that they depend on no later one is checked. Weights are not negative and need not sum
+    to one; those of 0 are never drawn. With `probabilities=False` they are logits.
+
+    `pixelfast.compile` exports the function with the model, so that no Python runs when images are drawn.
+    """
+
+    levels: int
+    function: Callable[..., Tensor]
+    _: KW_ONLY
+    probabilities: bool = True
+    layout: str | None = None
+    name: ClassVar[str] = "custom"
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ValueError(f"[Custom] function must be a function, got {self.function!r}")
+        self.weights()
+
+    def outputs(self, channels: int) -> int:
+        """A custom head cannot say: raise ValueError."""
+        raise ValueError("[Custom] how many outputs a custom head reads is not known")
+
+    def shape(self, flat: Tensor, channels: int) -> Tensor:
+        """Return float (N, outputs, H, W) as it is."""
+        return flat
+
+    def weights(self) -> Categorical:
+        """Return the head that reads what `read` returns."""
+        return Categorical(self.levels, probabilities=self.probabilities)
+
+    def read(self, output: Tensor, images: Tensor) -> Tensor:
+        """Return weights or logits: float (N, levels, C, H, W)."""
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(self.function).parameters.values()
+        count = sum(p.kind in positional and p.default is p.empty for p in parameters)
+        weights = self.function(output) if count == 1 else self.function(output, images.long())
+        weights = weights if weights.is_floating_point() else weights.to(output.dtype)
+        return replace(self.weights(), layout=self.layout).read(weights, images)
+
+    def logits(self, params: Tensor, images: Tensor) -> Tensor:
+        """Return unnormalised log probabilities, float (N, levels, C, H, W), from the model's output."""
+        return self.weights().logits(self.read(params, images), images)
+
+    def log_prob(self, params: Tensor, images: Tensor) -> Tensor:
+        """Sum log probabilities over pixels and colours: float (N,), in nats.
+
+        Args:
+            params: the model's output.
+            images: uint8 or int64 (N, C, H, W) in [0, levels).
+        """
+        return self.weights().log_prob(self.read(params, images), images)
+
+
+@dataclass(frozen=True, repr=False)
+class LogisticMixture(_Terse):
     """A discretized mixture of logistics; the means of G and B depend on the drawn R and G.
 
     Salimans et al. 2017, section 2.1 and equations 2 and 3, in the layout of its public implementations. Parameters,
@@ -121,12 +236,19 @@ class LogisticMixture:
     first and the last take in the tails. The mixture is of whole pixels: its weights for G are those for R times the
     likelihoods of the drawn R.
 
+    With `coupled=False` each colour has a mixture of its own, whatever the others are, for any number of colours.
+    Parameters: float (N, 3 M, C, H, W), M logits, M means, M log scales; a network's colour-major channels are
+    "n (c k) h w".
+
     Probabilities are exact differences of the logistic distribution, also far out, where public implementations
     clamp or approximate them.
     """
 
     mixtures: int = 10
     levels: int = 256
+    _: KW_ONLY
+    coupled: bool = True
+    layout: str | None = None
     name: ClassVar[str] = "logistic_mixture"
 
     def __post_init__(self) -> None:
@@ -137,48 +259,64 @@ class LogisticMixture:
             )
 
     def outputs(self, channels: int) -> int:
-        """Return 10 * mixtures for 3 colours, 3 * mixtures for 1."""
+        """Return 10 * mixtures for 3 colours, 3 * mixtures for 1; 3 * channels * mixtures where not coupled."""
+        if not self.coupled:
+            return 3 * channels * self.mixtures
         if channels not in (1, 3):
             raise ValueError(f"[LogisticMixture] channels must be 1 or 3, got {channels}")
         return self.mixtures * (10 if channels == 3 else 3)
 
     def shape(self, flat: Tensor, channels: int) -> Tensor:
-        """Return float (N, outputs, H, W) as it is."""
-        return flat
+        """Return float (N, outputs, H, W) as it is, or as (N, 3 * mixtures, C, H, W) where not coupled."""
+        n, _, h, w = flat.shape
+        return flat if self.coupled else flat.view(n, channels, -1, h, w).transpose(1, 2)
+
+    def read(self, output: Tensor, images: Tensor) -> Tensor:
+        """Return float (N, outputs, H, W), or (N, 3 * mixtures, C, H, W) where not coupled."""
+        n, c, h, w = images.shape
+        own = {"k": self.outputs(c)} if self.coupled else {"k": 3 * self.mixtures, "c": c}
+        return arrange(output, {"n": n, **own, "h": h, "w": w}, self.layout, f"[{self}]")
 
     def logits(self, params: Tensor, images: Tensor) -> Tensor:
         """Return unnormalised log probabilities given the earlier colours: float (N, levels, C, H, W).
 
-        images: uint8 or int64 (N, C, H, W) in [0, levels).
+        params: float, in any layout. images: uint8 or int64 (N, C, H, W) in [0, levels).
         """
         weights, means, log_scales = self._mixtures(params, images)
         every = torch.arange(self.levels, device=params.device).view(-1, 1, 1, 1, 1, 1)
         of_level = self._log_mass(every, means, log_scales)  # (levels, N, C, M, H, W)
-        drawn = self._log_mass(images.long().unsqueeze(2), means, log_scales)  # (N, C, M, H, W)
-        before = drawn.cumsum(1) - drawn
-        return (of_level + before + weights.unsqueeze(1)).logsumexp(3).transpose(0, 1)
+        if self.coupled:
+            drawn = self._log_mass(images.long().unsqueeze(2), means, log_scales)  # (N, C, M, H, W)
+            weights = weights + drawn.cumsum(1) - drawn
+        return (of_level + weights).logsumexp(3).transpose(0, 1)
 
     def log_prob(self, params: Tensor, images: Tensor) -> Tensor:
         """Sum log probabilities over pixels.
 
         Args:
-            params: float (N, outputs, H, W).
+            params: float (N, outputs, H, W), or (N, 3 * mixtures, C, H, W) where not coupled; or in another layout.
             images: uint8 or int64 (N, C, H, W) in [0, levels).
 
         Returns:
             float (N,), in nats; differentiable with respect to `params`.
+
+        Raises:
+            ValueError: if `params` have no layout that the head knows.
         """
-        n, channels, *size = images.shape
-        _check("LogisticMixture.log_prob", params, (n, self.outputs(channels), *size))
         weights, means, log_scales = self._mixtures(params, images)
         mass = self._log_mass(images.long().unsqueeze(2), means, log_scales)
-        return (mass.sum(1) + weights).logsumexp(1).flatten(1).sum(1)
+        if self.coupled:  # a mixture of whole pixels: one weight for all colours
+            mass, weights = mass.sum(1, keepdim=True), weights[:, :1]
+        return (mass + weights).logsumexp(2).flatten(1).sum(1)
 
     def _mixtures(self, params: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log weights (N, M, H, W), means and log scales (N, C, M, H, W)."""
+        """Log weights (N, 1 or C, M, H, W), means and log scales (N, C, M, H, W)."""
         n, channels, height, width = images.shape
-        params = params.float() if params.dtype.itemsize < 4 else params
+        params = self.read(_at_least_float(params), images)
         m = self.mixtures
+        if not self.coupled:
+            logits, means, log_scales = params.transpose(1, 2).split(m, 2)
+            return logits.log_softmax(2), means, log_scales.clamp(min=-7)
         rest = params[:, m:].reshape(n, channels, -1, m, height, width)
         means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(min=-7)
         if channels == 3:
@@ -187,7 +325,7 @@ class LogisticMixture:
             green = means[:, 1] + a * x[:, 0]
             blue = means[:, 2] + b * x[:, 0] + c * x[:, 1]
             means = torch.stack([means[:, 0], green, blue], dim=1)
-        return params[:, :m].log_softmax(1), means, log_scales
+        return params[:, None, :m].log_softmax(2), means, log_scales
 
     def _log_mass(self, level: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
         """Log probability of levels under each logistic. With a above b, sigmoid(a) - sigmoid(b) is
@@ -243,8 +381,3 @@ def bits_per_dim(log_prob: Tensor, dims: int | Sequence[int]) -> Tensor:
 
 def _at_least_float(params: Tensor) -> Tensor:
     return params.float() if params.dtype.itemsize < 4 else params
-
-
-def _check(where: str, params: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(params.shape) != shape:
-        raise ValueError(f"[{where}] params must have shape {shape}, got {tuple(params.shape)}")

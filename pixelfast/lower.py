@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from . import plan as P
 from .capture import BATCH, Captured, where
 from .heads import Head
+from .outputs import identities
 
 aten = torch.ops.aten
 
@@ -442,6 +443,7 @@ def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None
 # --- the whole --------------------------------------------------------------------------------------------------
 
 _IGNORED = {aten._assert_tensor_metadata.default}
+_UNTAGGED = {aten._to_copy.default, aten.floor_divide.default}  # elementwise, but PyTorch does not say so
 
 
 def lower(captured: Captured, head: Head) -> Lowered:
@@ -460,8 +462,12 @@ def lower(captured: Captured, head: Head) -> Lowered:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
             env[node] = Given(node, tuple(value.shape))
+    same, head = identities(captured, head)
     for node in captured.image_nodes:
         ctx.node = node
+        if node in same:
+            env[node] = env[node.args[0]]  # type: ignore[index]
+            continue
         if node.target in _IGNORED:
             continue
         args = fx.map_arg(node.args, lambda n: env[n])
@@ -493,4 +499,4 @@ def lower(captured: Captured, head: Head) -> Lowered:
 
 def _elementwise(node: fx.Node) -> bool:
     target = node.target
-    return target is aten._to_copy.default or torch.Tag.pointwise in getattr(target, "tags", ())
+    return target in _UNTAGGED or torch.Tag.pointwise in getattr(target, "tags", ())

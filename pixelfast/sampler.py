@@ -21,9 +21,10 @@ from . import schedule as S
 from ._cpu import default_threads
 from .capture import Captured, capture, run, same_everywhere
 from .explain import Explanation, explain
-from .heads import Head
+from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 from .inputs import Fed
 from .lower import Condition, lower
+from .outputs import Pick, Read, settle
 from .program import Program, assemble
 from .runtime import available_nbytes, load
 from .runtime import check as check_backend
@@ -48,6 +49,7 @@ def compile(
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
     conditions: Mapping[str, torch.dtype] | None = None,
+    output: Pick | None = None,
     backend: str = "cpu",
     isa: str | None = None,
 ) -> Sampler:
@@ -66,6 +68,8 @@ def compile(
     - `to_input`: makes what forward takes from int64 levels: one of `pixelfast.inputs`, or a function. Without it,
         forward takes levels.
     - `conditions`: the names and dtypes of forward's further arguments, one number per image each.
+    - `output`: where forward returns more than one tensor of parameters: the index, key or attribute of the head's, or
+        a function of what forward returns. The rest (losses, states, ...) is not computed.
     - `backend`: "cpu", or "reference" (plain Python, very slow, for checking).
     - `isa`: the instruction set of the cpu backend; the best that there is by default.
 
@@ -78,22 +82,28 @@ def compile(
     check_backend(backend, isa)
     name = type(module).__name__
     own = getattr(module, "head", None)
+    own = (
+        own if isinstance(own, Categorical | Bernoulli | LogisticMixture | Custom) else None
+    )  # not a layer called so
     head = own if head is None else head
     if head is None:
         raise ValueError(
             f"[compile] {name} does not say how its output is read; pass head=, "
             "e.g. pixelfast.heads.Categorical(256)"
         )
-    channels = getattr(module, "channels", shape[0])
-    if own is not None and channels != shape[0]:
+    channels, classes = shape[0], None
+    if own is not None:
+        channels, classes = getattr(module, "channels", channels), getattr(module, "classes", None)
+    if channels != shape[0]:
         raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
-    classes = getattr(module, "classes", None)
     if conditions is None:
         conditions = {"labels": torch.int64} if classes else {}
     examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
     if to_input is not None:
         module = Fed(module, to_input, head.levels)
+    module = Read(module, head, output, name)
     captured = capture(module, shape=shape, levels=head.levels, conditions=examples, name=name)
+    head = settle(captured, head)
     lowered = lower(captured, head)
     plan = passes.prune(passes.split(lowered.plan))
     plan.verify()

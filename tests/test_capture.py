@@ -243,6 +243,40 @@ def test_weights_that_are_not_finite_are_refused():
         pf.compile(module, shape=(1, 2, 3))
 
 
+def gate(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.tanh(x) * torch.sigmoid(y)
+
+
+class Gated(Base):
+    """Uses a scripted function, and a distribution, which checks its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.jit.script(gate)
+
+    def forward(self, images):
+        h = self.net(images)
+        return torch.distributions.Bernoulli(logits=self.gate(h, h + 1)).logits
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_functions_and_distributions():
+    torch.manual_seed(0)
+    assert pf.compile(Gated(), shape=(1, 2, 3)).verify() < 1e-4
+    with pytest.raises(ValueError, match="to satisfy the constraint"):  # they are checked again
+        torch.distributions.Bernoulli(probs=torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.zeros(2, 1, 2, 3))])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_scripted_modules_are_refused(make):
+    module = nn.Sequential(make(nn.Conv2d(1, 1, 1)))
+    with pytest.raises(
+        pf.CaptureError, match=r"\[compile\] Sequential: 0 is a TorchScript module; .*PYTORCH_JIT=0"
+    ):
+        pf.compile(module, shape=(1, 2, 3), head=pf.heads.Bernoulli())
+
+
 def test_labels_that_forward_does_not_take_are_its_own_error():
     with pytest.raises(TypeError, match="labels"):
         pf.compile(Layers(), shape=(1, 2, 3), conditions={"labels": torch.int64})

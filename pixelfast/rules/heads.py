@@ -27,7 +27,7 @@ def add_heads(ctx: Lowering, value: Any, head: Head) -> None:
         moved = view.shift != (0, 0) or (view.refs == P.ZERO).any()
         if moved or ctx.build.grid_of(view.refs.reshape(-1)) != (height, width):
             view = ctx.settle(view)
-        kind = "bernoulli" if isinstance(head, Bernoulli) else "categorical"
+        kind = "bernoulli" if view.refs.size == 1 else "categorical"
         ctx.build.add(P.HeadOp(kind, colour, view.refs.reshape(-1), where(ctx.node)))
 
 
@@ -47,14 +47,22 @@ def _expect(ctx: Lowering, view: View, head: Head, dims: tuple[int, ...]) -> Vie
 
 def _categorical(ctx: Lowering, view: View, head: Head) -> list[View]:
     colours = ctx.captured.shape[0]
+    assert isinstance(head, Categorical)
     view = _expect(ctx, view, head, (head.levels, colours))
+    if head.probabilities:
+        view = ctx.pointwise([view], ("log", 0))
     return [replace(view, axes="ncyx", refs=view.refs[:, c]) for c in range(colours)]
 
 
 def _bernoulli(ctx: Lowering, view: View, head: Head) -> list[View]:
     colours = ctx.captured.shape[0]
+    assert isinstance(head, Bernoulli)
     view = _expect(ctx, view, head, (colours,))
-    return [replace(view, refs=view.refs[c : c + 1]) for c in range(colours)]
+    each = [_one(view, c) for c in range(colours)]
+    if not head.probabilities:
+        return each
+    first = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)  # |1 - p| and |0 - p|: exact, also where p is 0 or 1
+    return [ctx.pointwise([p, first], ("sub", 1, 0), ("abs", -1), ("log", -1)) for p in each]
 
 
 def _logistic_mixture(ctx: Lowering, view: View, head: Head) -> list[View]:
@@ -64,8 +72,11 @@ def _logistic_mixture(ctx: Lowering, view: View, head: Head) -> list[View]:
     """
     assert isinstance(head, LogisticMixture)
     colours = ctx.captured.shape[0]
-    view = _expect(ctx, view, head, (head.outputs(colours),))
     m = head.mixtures
+    if not head.coupled:
+        view = _expect(ctx, view, head, (3 * m, colours))
+        return [_mixture(ctx, head, replace(view, axes="ncyx", refs=view.refs[:, c])) for c in range(colours)]
+    view = _expect(ctx, view, head, (head.outputs(colours),))
     rest = view.refs[m:].reshape(colours, -1, m)
     drawn = _drawn(ctx, head.levels)
     weights = _relative(ctx, _part(view, view.refs[:m]), m, logs=True)
@@ -77,13 +88,24 @@ def _logistic_mixture(ctx: Lowering, view: View, head: Head) -> list[View]:
             mean = ctx.pointwise(
                 [mean, coefficient, drawn[before][0]], ("tanh", 1), ("mul", -1, 2), ("add", 0, -1)
             )
-        scale = ctx.pointwise([_part(view, rest[c, 1])], ("max", 0, -7.0), ("neg", -1), ("exp", -1))
-        # 1 - exp(-d), d the width of a level in scales
-        inside = ctx.pointwise([scale], ("mul", 0, -2.0 / (head.levels - 1)), ("exp", -1), ("sub", 1.0, -1))
+        scale, inside = _scale(ctx, head, _part(view, rest[c, 1]))
         result.append(_levels(ctx, head, weights, mean, scale, inside))
         if c + 1 < colours:
             weights = _reweigh(ctx, weights, mean, scale, inside, drawn[c], m)
     return result
+
+
+def _mixture(ctx: Lowering, head: LogisticMixture, view: View) -> View:
+    """Logits of one colour's own mixture."""
+    logits, mean, log_scale = (_part(view, refs) for refs in view.refs.reshape(3, -1))
+    weights = _relative(ctx, logits, head.mixtures, logs=True)
+    return _levels(ctx, head, weights, mean, *_scale(ctx, head, log_scale))
+
+
+def _scale(ctx: Lowering, head: Head, log_scale: View) -> tuple[View, View]:
+    """One over the scale, and 1 - exp(-d), d the width of a level in scales."""
+    scale = ctx.pointwise([log_scale], ("max", 0, -7.0), ("neg", -1), ("exp", -1))
+    return scale, ctx.pointwise([scale], ("mul", 0, -2.0 / (head.levels - 1)), ("exp", -1), ("sub", 1.0, -1))
 
 
 def _part(view: View, refs: np.ndarray) -> View:

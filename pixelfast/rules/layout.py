@@ -101,6 +101,13 @@ def _expand(ctx: Lowering, a: Any, sizes: Sequence[int], **_: Any) -> View:
     return replace(v, refs=np.broadcast_to(v.refs, dims))
 
 
+@lowers(aten.broadcast_tensors.default)
+def _broadcast_tensors(ctx: Lowering, values: Sequence[Any]) -> list[Any]:
+    if len(values) > 1:
+        raise ctx.fail(f"broadcasts {len(values)} tensors to one shape; supported is one")
+    return list(values)
+
+
 @lowers(aten.slice.Tensor)
 def _slice(
     ctx: Lowering, a: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
@@ -130,7 +137,9 @@ def _crop(v: View, axis: str, first: int, size: int) -> View:
 
 
 @lowers(aten.select.int)
-def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View:
+def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View | Table:
+    if isinstance(a, Table) and a.values.ndim == 4 and ctx.shape_of(ctx.node.all_input_nodes[0])[dim] == 1:
+        return _view(ctx, a, ())
     v = ctx.view(a)
     dim = v.axis(dim)
     if v.axes[dim] != "c":

@@ -148,6 +148,14 @@ def _embedding(ctx: Lowering, weight: Any, a: Any, *_: Any) -> Table:
     return replace(a, values=weight.detach()[a.values.long()])
 
 
+@lowers(aten.index.Tensor)
+def _index(ctx: Lowering, table: Any, indices: Sequence[Any]) -> Table:
+    """table[levels], along the first axis of any table."""
+    if len(indices) != 1 or not isinstance(indices[0], Table) or not isinstance(table, Tensor):
+        raise ctx.fail("an index that is not one tensor of the image's levels, into a constant")
+    return replace(indices[0], values=table.detach()[indices[0].values.long()])
+
+
 @lowers(aten.one_hot.default)
 def _one_hot(ctx: Lowering, a: Any, classes: int = -1) -> Table:
     if not isinstance(a, Table) or classes < 1:
