@@ -28,6 +28,9 @@ def arrange(tensor: Tensor, sizes: Mapping[str, int], layout: str | None, where:
     """
     shape = tuple(tensor.shape)
     order = _find(shape, sizes, where) if layout is None else _read(layout, shape, sizes, where)
+    order = "".join(
+        sorted(order, key=lambda a: a in "ck" and sizes.get(a, 1) == 1)
+    )  # so that n, h and w are together
     whole = [sizes.get(a, 1) for a in order]
     if list(shape) != whole:
         tensor = tensor.reshape(whole)

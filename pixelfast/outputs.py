@@ -33,12 +33,14 @@ class Read(nn.Module):
         self.module, self.head, self.output, self.name = module, head, output, name
 
     def forward(self, images: Tensor, **conditions: Any) -> Tensor:
-        output = _pick(self.module(images, **conditions), self.output, images.numel(), self.name)
+        n, channels, height, width = images.shape
+        size = None if isinstance(self.head, Custom) else n * height * width * self.head.outputs(channels)
+        output = _pick(self.module(images, **conditions), self.output, size, self.name)
         return self.head.read(output, images)
 
 
-def _pick(output: Any, pick: Pick | None, least: int, name: str) -> Tensor:
-    """The tensor asked for, or the only one that can hold a parameter for each of `least` sub-pixels."""
+def _pick(output: Any, pick: Pick | None, size: int | None, name: str) -> Tensor:
+    """The tensor asked for, or the only one, or the only one of as many floats as the head has parameters."""
     whole = output
     if callable(pick):
         output = pick(output)
@@ -50,7 +52,7 @@ def _pick(output: Any, pick: Pick | None, least: int, name: str) -> Tensor:
             raise ValueError(f"[compile] {name}.forward returned no {pick!r}, got {_list(whole)}") from None
     tensors = list(_tensors(output))
     if len(tensors) > 1:
-        tensors = [(path, t) for path, t in tensors if t.is_floating_point() and t.numel() >= least]
+        tensors = [(path, t) for path, t in tensors if t.is_floating_point() and size in (t.numel(), None)]
     if len(tensors) != 1:
         raise ValueError(
             f"[compile] {name}.forward must return one tensor of parameters, got {_list(whole)}; pass output=, an "
@@ -103,6 +105,14 @@ _MOVES = {
     aten._to_copy.default,
 }
 _BROADCAST = {operator.getitem, aten.broadcast_tensors.default}  # of torch.distributions.Bernoulli
+_AFFINE = {
+    aten.clamp.default,
+    aten.mul.Tensor,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    aten.div.Tensor,
+    aten.rsub.Scalar,
+}
 _SOFTMAX = {aten.softmax.int, aten._softmax.default}
 _LOG_SOFTMAX = {aten.log_softmax.int, aten._log_softmax.default}
 
@@ -120,8 +130,7 @@ def settle(captured: Captured, head: Head) -> Head:
         return head
     sure = head.probabilities
     if sure is None and isinstance(head, Bernoulli):
-        nodes = _tail(captured.output, _MOVES | _BROADCAST | {aten.clamp.default})
-        sure = nodes[-1].target is aten.sigmoid.default
+        sure = _bounded(captured)
     elif sure is not False:
         params = _example(captured)
         if sure and params.min() < 0:
@@ -141,12 +150,18 @@ def _example(captured: Captured) -> Tensor:
     return run(captured, images, dict(zip(conditioner.names, conditioner.examples, strict=True)))
 
 
-def _tail(node: fx.Node, targets: set[Any]) -> list[fx.Node]:
-    """The last nodes of a graph while they are of `targets`, backwards, and the one before them."""
-    nodes = [node]
-    while nodes[-1].target in targets:
-        nodes.append(nodes[-1].all_input_nodes[0])
-    return nodes
+def _bounded(captured: Captured) -> bool:
+    """Whether the graph ends in a sigmoid, which may be cut or masked to other values in [0, 1]."""
+    node = captured.output
+    while node.target in _MOVES | _BROADCAST | _AFFINE:
+        onwards = [a for a in node.all_input_nodes if a not in captured.folded]
+        if len(onwards) != 1:
+            return False
+        node = onwards[0]
+    if node.target is not aten.sigmoid.default:
+        return False
+    params = _example(captured)
+    return bool(params.min() >= 0 and params.max() <= 1)
 
 
 def identities(captured: Captured, head: Head) -> tuple[frozenset[fx.Node], Head]:

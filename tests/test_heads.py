@@ -238,6 +238,7 @@ def test_heads_print_what_was_given():
 
 
 HEIGHT, WIDTH = 5, 3
+MASK = (torch.arange(HEIGHT * WIDTH).view(1, 1, HEIGHT, WIDTH) > 0).float()
 
 
 class Net(nn.Module):
@@ -280,6 +281,7 @@ MEANINGS = {
     "binary": (lambda t, images: torch.stack([torch.zeros_like(t), t], 1), 1, 1),
     "three binary": (lambda t, images: torch.stack([torch.zeros_like(t), t], 1), 3, 3),
     "relu": (lambda t, images: t.relu().log().unsqueeze(2), 1, 4),
+    "first even": (lambda t, images: torch.stack([torch.zeros_like(t), MASK * t], 1), 1, 1),
     "hard": (lambda t, images: torch.stack([0.5 - t / 4, t / 4 + 0.5], 1).clamp(0, 1).log(), 1, 1),
     "mixture": (lambda t, images: LogisticMixture(2, 8).logits(t, images), 3, 20),
     "mixtures": (
@@ -290,6 +292,7 @@ MEANINGS = {
         18,
     ),
     "custom": (lambda t, images: raised(t, images).log(), 3, 12),
+    "integers": (lambda t, images: ((t.sigmoid() * 1000).long() + 1).float().log().unsqueeze(2), 1, 4),
     "twice": (lambda t, images: 2 * t.unsqueeze(2), 1, 4),
 }
 
@@ -317,11 +320,13 @@ COMPILED = {
     "n h w 1": (Bernoulli(), "binary", lambda t: t.permute(0, 2, 3, 1)),
     "sigmoid": (Bernoulli(), "three binary", lambda t: t.permute(0, 2, 3, 1).sigmoid()),
     "clamped": (Bernoulli(), "binary", lambda t: t.sigmoid().squeeze(1).clamp(1e-6, 1 - 1e-6)),
+    "masked": (Bernoulli(), "first even", lambda t: MASK * t.sigmoid() + 0.5 * (1 - MASK)),
     "hard": (Bernoulli(probabilities=True), "hard", lambda t: (t / 4 + 0.5).clamp(0, 1)),
     "mixture": (LogisticMixture(2, 8), "mixture", lambda t: t.permute(0, 2, 3, 1)),
     "mixtures": (mixed("n (c k) h w"), "mixtures", lambda t: t),
     "mixtures by level": (mixed(), "mixtures", lambda t: t.view(-1, 3, 6, HEIGHT, WIDTH).transpose(1, 2)),
     "custom": (Custom(4, raised), "custom", lambda t: t),
+    "custom integers": (Custom(4, lambda t: (t.sigmoid() * 1000).long() + 1), "integers", lambda t: t),
     "custom logits": (Custom(4, lambda t: 2 * t, probabilities=False), "twice", lambda t: t),
     "distribution": (
         Categorical(4),
@@ -338,9 +343,6 @@ COMPILED = {
     "with a loss": (Categorical(4), "one colour", lambda t: (t, t.mean())),
     "a dictionary": (Categorical(4), "one colour", lambda t: {"out": [t], "step": 3}),
     "a dataclass": (Categorical(4), "one colour", lambda t: Result(t.mean(), t)),
-}
-# Merged positions, as soon as they are lowered.
-MERGED = {
     "n (h w) k": (Categorical(4), "one colour", lambda t: t.flatten(2).transpose(1, 2)),
     "n k (h w)": (Categorical(4), "one colour", lambda t: t.flatten(2)),
     "n (h w c) k": (
@@ -352,12 +354,11 @@ MERGED = {
     "n (h w)": (Bernoulli(), "binary", lambda t: t.flatten(1)),
     "softmax, n (h w) k": (Categorical(4), "one colour", lambda t: t.flatten(2).transpose(1, 2).softmax(-1)),
 }
-NOT_YET = pytest.mark.xfail(raises=pf.LoweringError, strict=True, reason="merged positions are not lowered")
 
 
-@pytest.mark.parametrize("name", [*COMPILED, *(pytest.param(name, marks=NOT_YET) for name in MERGED)])
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name):
-    head, meaning, tail = (COMPILED | MERGED)[name]
+    head, meaning, tail = COMPILED[name]
     logits, colours, outputs = MEANINGS[meaning]
     module = Net(outputs, colours, tail).eval()
     options = {
@@ -417,6 +418,10 @@ def read(tail, head=None, output=None, outputs: int = 4, colours: int = 1):
         (Categorical(4), 4, 1, lambda t: (lambda p: p + p.relu())(t.log_softmax(1)), 0, False),
         (Bernoulli(), 1, 1, lambda t: t.sigmoid(), 1, False),
         (Bernoulli(), 1, 1, lambda t: t.sigmoid().clamp(0.1, 0.9), 0, True),
+        (Bernoulli(), 1, 1, lambda t: 0.5 + (1 - MASK) * (t.sigmoid() - 0.5), 0, True),
+        (Bernoulli(), 1, 1, lambda t: MASK * t.sigmoid() + 0.5 * (1 - MASK), 0, True),
+        (Bernoulli(), 1, 1, lambda t: 8 * t.sigmoid() - 4, 0, False),  # logits, if bounded ones
+        (Bernoulli(), 1, 1, lambda t: t * t.sigmoid(), 0, False),
         (Bernoulli(probabilities=False), 1, 1, lambda t: t.sigmoid(), 0, False),  # as it says
     ],
 )
@@ -436,6 +441,7 @@ def test_normalisations_are_left_out(head, outputs, colours, tail, count, left):
         (lambda t: Result(3 * t, t), "loss", 3),
         (lambda t: [2 * t, t], lambda out: out[0] + out[1], 3),
         (lambda t: {"a": {"b": t}, "c": t}, "a", 1),
+        (lambda t: (t, {"state": t[:, :2], "step": torch.zeros(())}), None, 1),
     ],
 )
 def test_one_of_several_outputs(tail, output, scale):

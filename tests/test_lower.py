@@ -134,6 +134,14 @@ UNARY: dict[str, Part] = {
     ),
     "pairs of positions": lambda m, h, i: h.flatten(2).unflatten(2, (6, 2)).tanh().flatten(2).view(h.shape),
     "batch merged": lambda m, h, i: (h.flatten(0, 1).tanh() * param(3, 4)).view(h.shape),
+    "round": lambda m, h, i: (h * 9).round(),
+    "round halves": lambda m, h, i: i.float().expand_as(h).sub(2).div(2).round() + 0 * h,
+    "floor": lambda m, h, i: (h * 9).floor(),
+    "floor of integers": lambda m, h, i: (h * 9).round().floor(),
+    "ceil": lambda m, h, i: (h * 9).ceil(),
+    "trunc": lambda m, h, i: (h * 9).trunc(),
+    "trunc of large numbers": lambda m, h, i: ((h * 1e3).trunc() * 2.0**30).trunc(),
+    "integers": lambda m, h, i: (h * 9).long().add(1).to(h.dtype),
     "same": lambda m, h, i: h.clone().contiguous().detach().to(h.dtype),
 }
 BINARY: dict[str, Part] = {

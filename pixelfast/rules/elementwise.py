@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..lower import Lowering, View, lowers
+from .rounding import truncated
 
 aten = torch.ops.aten
 
@@ -141,6 +142,8 @@ def _same(ctx: Lowering, a: Any, **_: Any) -> Any:
 
 @lowers(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
 def _to(ctx: Lowering, a: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
+    if isinstance(a, View) and dtype in (torch.int32, torch.int64):  # held as floats
+        return truncated(ctx, a)
     if isinstance(a, View) and dtype not in (None, torch.float32):
         raise ctx.fail(f"feature maps are float32, the model converts one to {dtype}")
     return a

@@ -44,12 +44,19 @@ class Group:
     sizes: tuple[int, ...]
     becomes: tuple[int, ...]
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        sizes = dict(zip(self.new, self.becomes, strict=True))
+        return sizes.get("y", 1), sizes.get("x", 1)
 
-def match(axes: str, old: Sequence[int], new: Sequence[int]) -> list[Group] | None:
+
+def match(
+    axes: str, old: Sequence[int], new: Sequence[int], grid: tuple[int, int] | None = None
+) -> list[Group] | None:
     """How axes of sizes `old` become axes of sizes `new`; None if there is no way.
 
-    Axes of size 1 leave a choice: without a copy if possible, and with as few axes as possible that appear, or are
-    merged with positions.
+    Sizes leave a choice: without a copy if possible; a sequence is folded to the image's `grid` rather than to another;
+    and with as few axes as possible that are merged with positions, or appear.
     """
     of_sequences = [f for f in _RENAMED + _COPIED if "x" in f[0] and "y" not in f[0] and f != ("x", "x")]
     forms = [f for f in _RENAMED + _COPIED if "y" not in axes or f not in of_sequences]
@@ -57,8 +64,9 @@ def match(axes: str, old: Sequence[int], new: Sequence[int]) -> list[Group] | No
 
     def cost(groups: list[Group]) -> tuple[int, ...]:
         copied = [g for g in groups if "x" in g.old + g.new and g.old != g.new]
-        merged = sum(g.old.count("c") for g in copied) + sum(not g.old for g in groups)
-        return len(copied), sum(g.new == "r" for g in groups), merged
+        others = sum(g.grid != grid for g in copied if g.old == "x")
+        merged = sum((g.old + g.new).count("c") for g in copied)
+        return len(copied), sum(g.new == "r" for g in groups), others, merged, sum(not g.old for g in groups)
 
     return min(found, key=cost, default=None)
 
@@ -101,7 +109,7 @@ def reshape(ctx: Lowering, a: Any, old: Sequence[int], new: Sequence[int]) -> Vi
     if isinstance(a, Table) and a.values.ndim == 4:
         return replace(a, moves=(*a.moves, ("reshape", tuple(old), tuple(new))))
     v = ctx.view(a)
-    groups = match(v.axes, old, new)
+    groups = match(v.axes, old, new, ctx.captured.shape[1:])
     if groups is None:
         raise ctx.fail(
             f"reshape from {list(old)} ({v.axes}) to {list(new)} mixes positions with channels or batch; supported "
