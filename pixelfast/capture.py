@@ -170,7 +170,7 @@ def capture(
     _refuse_scripts(module, inputs.name)
     frozen = _copy(module)
     with torch.no_grad(), _unvalidated():
-        output = frozen(images, **conditions)
+        output = _first_run(frozen, inputs)
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise CaptureError(f"[compile] {inputs.name}.forward must return one tensor, got a {kind}")
@@ -193,6 +193,33 @@ def capture(
     if printed:
         _EXPORTS.put(key, (exported, kept))
     return captured
+
+
+def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
+    try:
+        return frozen(inputs.images, **inputs.conditions)
+    except Exception as error:
+        if _resize_caches(frozen):
+            with contextlib.suppress(Exception):
+                return frozen(inputs.images, **inputs.conditions)
+        given = {"images": inputs.images, **inputs.conditions}
+        tensors = ", ".join(f"{k} {str(t.dtype)[6:]} {tuple(t.shape)}" for k, t in given.items())
+        raise CaptureError(
+            f"[compile] {inputs.name}.forward failed, given {tensors}: {type(error).__name__}: {error}\n"
+            "to_input= says what forward takes in place of integer levels, conditions= what it takes besides"
+        ) from error
+
+
+def _resize_caches(module: nn.Module) -> bool:
+    """Give tensors that forward keeps for a batch of another size (of ones, say) the size of the batch at hand."""
+    found = False
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, Tensor) and value.ndim and value.shape[0] not in (0, 1, BATCH):
+                if (value == value[:1]).all():
+                    setattr(part, name, value[:1].expand(BATCH, *value.shape[1:]).clone())
+                    found = True
+    return found
 
 
 def _refuse_scripts(module: nn.Module, name: str) -> None:
