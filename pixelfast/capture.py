@@ -215,10 +215,10 @@ def _resize_caches(module: nn.Module) -> bool:
     found = False
     for part in module.modules():
         for name, value in list(vars(part).items()):
-            if isinstance(value, Tensor) and value.ndim and value.shape[0] not in (0, 1, BATCH):
-                if (value == value[:1]).all():
-                    setattr(part, name, value[:1].expand(BATCH, *value.shape[1:]).clone())
-                    found = True
+            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] not in (0, 1, BATCH)
+            if batched and (value == value[:1]).all():
+                setattr(part, name, value[:1].expand(BATCH, *value.shape[1:]).clone())
+                found = True
     return found
 
 
