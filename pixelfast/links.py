@@ -6,6 +6,7 @@ from the maps to the ops that read them, or pushed the other way, along links.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,26 @@ class Attention:
 
 
 Link = Boxes | Attention
+
+
+def propagate(plan: Plan, visit: Callable[[int], np.ndarray], *, backward: bool = False) -> list[np.ndarray]:
+    """Call `visit` with the index of every op, in order, and return what it returns; the ops of a loop are visited
+    until that no longer changes, which takes as many rounds as there are positions in a row of reads."""
+    results: dict[int, np.ndarray] = {}
+    for part in reversed(plan.parts) if backward else plan.parts:
+        in_order = part[::-1] if backward else part
+        for i in in_order:
+            results[i] = visit(i)
+        changed = in_order[0] in plan.loops
+        most = sum(results[i].size for i in in_order) + 1
+        while changed:
+            before = [results[i].copy() for i in in_order]
+            for i in in_order:
+                results[i] = visit(i)
+            changed = not all(np.array_equal(b, results[i]) for b, i in zip(before, in_order, strict=True))
+            most -= 1
+            assert most, f"{plan.ops[in_order[0]].where} reads what it has yet to write"
+    return [results[i] for i in range(len(plan.ops))]
 
 
 def links(plan: Plan, op: Op) -> list[Link]:

@@ -56,12 +56,16 @@ def split(plan: Plan) -> Plan:
         sum(m.channels for m in plan.maps) + 1, ZERO, np.int64
     )  # by channel; the last serves ZERO
     count = 0
+    # The channels of an attention are alike, and those of a loop, which loads its operands in order.
+    whole = plan.written_by(plan.loops) | {read.map for i in plan.loops for read in plan.reads(plan.ops[i])}
     so_far: dict[int, list[list[object]]] = {}
     for op in plan.ops:
         if isinstance(op, HeadOp):
             continue
-        keys: list[object] = [()] * plan.maps[op.out].channels  # of an attention, all alike
-        if isinstance(op, ConvOp):
+        keys: list[object] = [()] * plan.maps[op.out].channels
+        if op.out in whole:
+            pass
+        elif isinstance(op, ConvOp):
             assert not op.code, "split comes before fuse"
             sources = group_of[op.refs]
             names = np.unique(sources)
@@ -89,7 +93,7 @@ def split_by_readers(plan: Plan) -> Plan:
                 readers[ref].add((i, 0))
             continue
         m = plan.maps[op.out]
-        if isinstance(op, AttendOp):
+        if isinstance(op, AttendOp) or i in plan.loops:
             groups[op.out] = [np.arange(m.channels)]
         elif op.out not in groups:
             groups[op.out] = _groups([frozenset(readers[m.first + c]) for c in range(m.channels)])
@@ -101,8 +105,10 @@ def split_by_readers(plan: Plan) -> Plan:
 
 def _read_by(op: Op, members: np.ndarray) -> np.ndarray:
     """The channels that reach some of these channels of an op, through weights that are not exactly zero."""
-    if isinstance(op, ConvOp):
+    if isinstance(op, ConvOp) and not op.code:
         return op.refs[(op.weight[:, :, members] != 0).any(axis=(0, 2))]
+    if isinstance(op, ConvOp):  # of a loop, which is whole
+        return np.concatenate([op.refs, *(ins.refs for ins in op.code if ins.fn == "load")])
     if isinstance(op, MapOp):
         loads = [ins.refs[members] for ins in op.code if ins.fn == "load"]
         return np.concatenate(loads) if loads else np.zeros(0, np.int64)
@@ -115,34 +121,43 @@ def _regroup(plan: Plan, groups: Groups) -> Plan:
     """The same plan with each group of channels as a map of its own; a map's groups lie side by side."""
     build = Builder()
     renumbered = np.full(sum(m.channels for m in plan.maps) + 1, ZERO, np.int64)
-    homes: dict[int, int] = {}
-    parts: dict[tuple[int, int], int] = {}
+    parts = _new_maps(plan, groups, build, renumbered)
     for op in plan.ops:
         if isinstance(op, HeadOp):
             refs = _in_order(build, renumbered[op.refs], f"head.{op.colour}.parameters", op.where)
             build.add(replace(op, refs=refs))
             continue
-        old = plan.maps[op.out]
-        at = old.home_channel
         for g, members in enumerate(groups[op.out]):
-            if (op.out, g) not in parts:
-                name = old.name if len(groups[op.out]) == 1 else f"{old.name}/{g}"
-                parts[op.out, g] = build.map(
-                    name, old.height, old.width, len(members), homes.get(old.home), at
-                )
-                homes.setdefault(old.home, parts[op.out, g])
             new = parts[op.out, g]
-            at += len(members)
-            renumbered[old.first + members] = build.refs(new)
             if isinstance(op, AttendOp):
+                name = plan.maps[op.out].name
                 query, key, value = (
-                    _in_order(build, renumbered[refs], f"{old.name}.{part}", op.where)
+                    _in_order(build, renumbered[refs], f"{name}.{part}", op.where)
                     for part, refs in (("query", op.query), ("key", op.key), ("value", op.value))
                 )
                 build.add(replace(op, out=new, query=query, key=key, value=value))
                 continue
             build.add(_part(op, new, members, renumbered))
     return build.plan(plan.shape, plan.levels)
+
+
+def _new_maps(
+    plan: Plan, groups: Groups, build: Builder, renumbered: np.ndarray
+) -> dict[tuple[int, int], int]:
+    """A map for each group of each map that is written; fills in the new number of each channel."""
+    homes: dict[int, int] = {}
+    parts: dict[tuple[int, int], int] = {}
+    for out in dict.fromkeys(op.out for op in plan.ops if not isinstance(op, HeadOp)):
+        old = plan.maps[out]
+        at = old.home_channel
+        for g, members in enumerate(groups[out]):
+            name = old.name if len(groups[out]) == 1 else f"{old.name}/{g}"
+            new = build.map(name, old.height, old.width, len(members), homes.get(old.home), at)
+            homes.setdefault(old.home, new)
+            parts[out, g] = new
+            at += len(members)
+            renumbered[old.first + members] = build.refs(new)
+    return parts
 
 
 def _in_order(build: Builder, refs: np.ndarray, name: str, where: str) -> np.ndarray:
@@ -159,9 +174,11 @@ def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
     if isinstance(op, ConvOp):
         refs = renumbered[op.refs]
         ascending = np.argsort(refs, kind="stable")
-        weight = np.ascontiguousarray(op.weight[:, ascending][:, :, members])
-        bias = None if op.bias is None else op.bias[members]
-        return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias)
+        products = np.arange(op.products) if op.code else members  # a loop is whole
+        weight = np.ascontiguousarray(op.weight[:, ascending][:, :, products])
+        bias = None if op.bias is None else op.bias[products]
+        code = _renumber(op.code, renumbered)
+        return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias, code=code)
     if isinstance(op, MapOp):
         return replace(op, out=out, code=_renumber(tuple(ins.select(members) for ins in op.code), renumbered))
     if isinstance(op, InputOp):
@@ -182,21 +199,26 @@ def _renumber(code: Code, renumbered: np.ndarray) -> Code:
 def prune(plan: Plan) -> Plan:
     """Drop the channels that no head depends on."""
     needed = np.zeros(sum(m.channels for m in plan.maps) + 1, bool)  # the last serves ZERO
-    for op in reversed(plan.ops):
-        if isinstance(op, HeadOp):
-            needed[op.refs] = True
-        else:
-            m = plan.maps[op.out]
-            needed[_read_by(op, np.flatnonzero(needed[m.refs]))] = True
+    for part in reversed(plan.parts):
+        ops = [plan.ops[i] for i in part]
+        if part[0] in plan.loops:
+            refs = np.concatenate([plan.maps[op.out].refs for op in ops if not isinstance(op, HeadOp)])
+            needed[refs] = needed[refs].any()
+        for op in reversed(ops):
+            if isinstance(op, HeadOp):
+                needed[op.refs] = True
+            else:
+                needed[_read_by(op, np.flatnonzero(needed[plan.maps[op.out].refs]))] = True
     groups = {i: _groups(needed[m.refs].tolist()) for i, m in enumerate(plan.maps)}
     # PyTorch makes all channels of a condition; those of an attention share their scores.
     whole = {op.out for op in plan.ops if isinstance(op, ConditionOp | AttendOp)}
     groups |= {i: [np.arange(plan.maps[i].channels)] for i in whole}
     parted = _regroup(plan, groups)
     read: set[int] = set()
-    for op in reversed(parted.ops):
-        if isinstance(op, HeadOp) or op.out in read:
-            read.update(r.map for r in parted.reads(op))
+    for part in reversed(parted.parts):
+        ops = [parted.ops[i] for i in part]
+        if any(isinstance(op, HeadOp) or op.out in read for op in ops):
+            read.update(r.map for op in ops for r in parted.reads(op))
     return _keep(parted, [op for op in parted.ops if isinstance(op, HeadOp) or op.out in read])
 
 

@@ -15,6 +15,8 @@ Ops write one map each, once, and stand in topological order:
     AttendOp     attention over positions
     HeadOp       channels -> the distribution of one colour
 
+Some ops may form a loop: they read, at earlier positions, what they themselves write. So recurrences are written.
+
 A sequence is a map of one row. What flattens a grid, or folds a sequence into one, is a MapOp whose loads are `flat`.
 
 What lowering yields becomes what is scheduled by the passes of `pixelfast.passes`, each from plan to plan.
@@ -23,6 +25,7 @@ What lowering yields becomes what is scheduled by the passes of `pixelfast.passe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
@@ -265,6 +268,34 @@ class Plan:
         found = np.searchsorted(self._firsts, refs, side="right") - 1
         return np.where(refs == ZERO, ZERO, found)
 
+    @cached_property
+    def parts(self) -> tuple[range, ...]:
+        """The ops, by index: one by one, but for the loops."""
+        last = {op.out: i for i, op in enumerate(self.ops) if not isinstance(op, HeadOp)}
+        ends = [max([i, *(last.get(r.map, -1) for r in self.reads(op))]) for i, op in enumerate(self.ops)]
+        found, start, end = [], 0, -1
+        for i, reaches in enumerate(ends):
+            end = max(end, reaches)
+            if end == i:
+                found.append(range(start, i + 1))
+                start = i + 1
+        return tuple(found)
+
+    @cached_property
+    def loops(self) -> frozenset[int]:
+        """The ops that are part of a loop, by index."""
+        several = {i for part in self.parts if len(part) > 1 for i in part}
+        alone = {
+            i
+            for i, op in enumerate(self.ops)
+            if not isinstance(op, HeadOp) and any(read.map == op.out for read in self.reads(op))
+        }
+        return frozenset(several | alone)
+
+    def written_by(self, part: Iterable[int]) -> set[int]:
+        """The maps that some ops write."""
+        return {op.out for op in (self.ops[i] for i in part) if not isinstance(op, HeadOp)}
+
     def name_of(self, op: Op) -> str:
         return f"head.{op.colour}" if isinstance(op, HeadOp) else self.maps[op.out].name
 
@@ -324,10 +355,13 @@ class Plan:
         written: dict[int, np.ndarray] = {}
         total = sum(m.channels for m in self.maps)
         assert [m.first for m in self.maps] == np.cumsum([0, *(m.channels for m in self.maps)])[:-1].tolist()
-        for op in self.ops:
+        own = {i: self.written_by(part) for part in self.parts for i in part if i in self.loops}
+        for i, op in enumerate(self.ops):
             for read in self.reads(op):
                 whole = read.map in written and written[read.map].all()
-                assert whole, f"{op.where} reads {self.maps[read.map].name} before it is written"
+                elsewhere = (read.dy, read.dx) != (0, 0) and read.flat is None and read.keys is None
+                known = whole or (elsewhere and read.map in own.get(i, ()))
+                assert known, f"{op.where} reads {self.maps[read.map].name} before it is written"
             if isinstance(op, HeadOp):
                 continue
             out = self.maps[op.out]

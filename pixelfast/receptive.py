@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .links import links
+from .links import links, propagate
 from .plan import HeadOp, InputOp, Plan
 
 Places = Sequence[tuple[int, int, int]]  # (c, y, x) of sub-pixels
@@ -88,7 +88,9 @@ def seen_by(plan: Plan, targets: Places) -> np.ndarray:
 
     def of(targets: Places, found: np.ndarray) -> None:
         needed = [np.zeros((m.height, m.width), np.uint64) for m in plan.maps]
-        for op in reversed(plan.ops):
+
+        def visit(i: int) -> np.ndarray:
+            op = plan.ops[i]
             if isinstance(op, HeadOp):
                 at = _bits(plan, targets, op.colour)
             else:
@@ -97,6 +99,9 @@ def seen_by(plan: Plan, targets: Places) -> np.ndarray:
                 found[op.colour] |= at
             for link in links(plan, op):
                 link.push(np.bitwise_or, at, needed[link.read.map])
+            return at
+
+        propagate(plan, visit, backward=True)
 
     return _in_words(plan, targets, of)
 
@@ -106,18 +111,21 @@ def seeing(plan: Plan, sources: Places) -> np.ndarray:
 
     def of(sources: Places, found: np.ndarray) -> None:
         reached = [np.zeros((m.height, m.width), np.uint64) for m in plan.maps]
-        for op in plan.ops:
-            at = (
-                _bits(plan, sources, op.colour)
-                if isinstance(op, InputOp)
-                else np.zeros(plan.grid(op), np.uint64)
-            )
+
+        def visit(i: int) -> np.ndarray:
+            op = plan.ops[i]
+            at = np.zeros(plan.grid(op), np.uint64)
+            if isinstance(op, InputOp):
+                at |= _bits(plan, sources, op.colour)
             for link in links(plan, op):
                 link.pull(np.bitwise_or, reached[link.read.map], at)
             if isinstance(op, HeadOp):
                 found[op.colour] |= at
             else:
                 reached[op.out][plan.written(op)] = at
+            return at
+
+        propagate(plan, visit)
 
     return _in_words(plan, sources, of)
 

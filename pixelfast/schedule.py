@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import passes
-from .links import Link, links
+from .links import Link, links, propagate
 from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read
 
 NEVER = np.iinfo(np.int32).max
@@ -116,17 +116,19 @@ class _Dependence:
         """
         plan = self.plan
         of_map = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
-        result = []
-        for i, (op, reads) in enumerate(zip(plan.ops, self.links, strict=True)):
+
+        def visit(i: int) -> np.ndarray:
+            op = plan.ops[i]
             ready = np.zeros(plan.grid(op), np.int32)
             if isinstance(op, InputOp):
                 ready[:] = order.steps[op.colour] + 1
-            for link in reads:
+            for link in self.links[i]:
                 link.pull(np.maximum, of_map[link.read.map], ready, cut.get(i) if cut else None)
             if not isinstance(op, HeadOp):
                 of_map[op.out][plan.written(op)] = ready
-            result.append(ready)
-        return result
+            return ready
+
+        return propagate(plan, visit)
 
     def deadlines(self, until: np.ndarray) -> list[np.ndarray]:
         """int32 (height, width) per op: the earliest step whose distribution depends on the element.
@@ -135,13 +137,15 @@ class _Dependence:
         """
         plan = self.plan
         of_map = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
-        result: list[np.ndarray] = []
-        for op, reads in zip(reversed(plan.ops), reversed(self.links), strict=True):
+
+        def visit(i: int) -> np.ndarray:
+            op = plan.ops[i]
             due = until[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
-            for link in reads:
+            for link in self.links[i]:
                 link.push(np.minimum, due, of_map[link.read.map])
-            result.append(due)
-        return result[::-1]
+            return due
+
+        return propagate(plan, visit, backward=True)
 
     def is_causal(self, order: Order) -> bool:
         ready = self.readiness(order)
@@ -198,7 +202,7 @@ def _blame(
     Such paths lead through innocent modules too. The culprit is the module without whose leaking reads the model is
     causal, and still sees as much as it may: without those of an innocent module it would see less. Where the
     distributions alone do not tell, it is the one that reads the image itself (a mask of type B for one of type A),
-    or else attends to it, or else the one that leaves the most to be seen inside.
+    or else attends or recurs, or else the one that leaves the most to be seen inside.
     """
     finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
@@ -219,7 +223,7 @@ def _blame(
         if all((r <= t).all() for r, t in heads):
             mixes = any(isinstance(finer.ops[i], ConvOp | AttendOp) for i, _ in reads)
             first = any(read.map in images for _, read in reads)
-            attends = any(read.keys is not None for _, read in reads)
+            attends = any(read.keys is not None or i in finer.loops for i, read in reads)
             rank = (_total(r for r, _ in heads), mixes, first, attends, _total(mended))
             if rank > best_rank:
                 best, best_rank = where, rank
@@ -317,6 +321,7 @@ class Schedule:
     order: Order
     ready: tuple[np.ndarray, ...]
     steps: tuple[np.ndarray, ...]
+    times: tuple[np.ndarray, ...]  # see `_times`
     rings: dict[int, Ring]  # by home
     encoded: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -327,6 +332,7 @@ class Schedule:
             order=self.order,
             ready=self.ready,
             steps=self.steps,
+            times=self.times,
             rings=self.rings,
             encoded=self.encoded,
         )
@@ -371,27 +377,31 @@ class Schedule:
     def launches(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """(step, op, positions int (n, 2)) in the order in which they run."""
         found = []
-        for i, steps in enumerate(self.steps):
+        for i, times in enumerate(self.times):
             if isinstance(self.plan.ops[i], ConstantOp | ConditionOp):
                 continue
-            positions = np.argwhere(steps != NEVER)
-            when = steps[steps != NEVER]
+            positions = np.argwhere(times >= 0)
+            when = times[times >= 0]
             in_order = np.argsort(when, kind="stable")
             when, positions = when[in_order], positions[in_order]
-            bounds = np.flatnonzero(np.diff(when, prepend=-1, append=-1))
-            found += [(int(when[a]), i, positions[a:b]) for a, b in itertools.pairwise(bounds)]
-        yield from sorted(found, key=lambda launch: launch[:2])
+            steps = self.steps[i][times >= 0][in_order]
+            bounds = np.flatnonzero(np.diff(when, prepend=-2, append=-2))
+            found += [(int(when[a]), int(steps[a]), i, positions[a:b]) for a, b in itertools.pairwise(bounds)]
+        yield from (launch[1:] for launch in sorted(found, key=lambda launch: launch[0]))
 
     def verify(self) -> None:
         plan = self.plan
-        steps_of = on_maps(plan, self.steps)
+        steps_of, never = on_maps(plan, self.steps), np.iinfo(np.int64).max
+        times_of = on_maps(plan, [np.where(times < 0, never, times) for times in self.times])
         for i, op in enumerate(plan.ops):
             ran = self.steps[i] != NEVER
             assert (self.steps[i][ran] >= self.ready[i][ran]).all(), plan.name_of(op)
             if isinstance(op, HeadOp):
                 assert (self.steps[i] == np.maximum(self.order.steps[op.colour], 0)).all()
             for link in links(plan, op):
+                before = np.where(ran, self.times[i] - 1, never)
                 assert not _exceeds(link, steps_of[link.read.map], self.steps[i]), plan.name_of(op)
+                assert not _exceeds(link, times_of[link.read.map], before), plan.name_of(op)
 
 
 def _weights(plan: Plan, op: ConvOp) -> int:
@@ -405,8 +415,9 @@ def schedule(plan: Plan, order: Order) -> Schedule:
         check_causal(plan, order)
     dependence = _Dependence(plan)
     steps = _steps(dependence, order)
-    rings = _rings(plan, *_lifetimes(dependence, steps))
-    result = Schedule(plan, order, tuple(dependence.readiness(order)), tuple(steps), rings)
+    times = _times(dependence, steps)
+    rings = _rings(plan, *_lifetimes(dependence, times))
+    result = Schedule(plan, order, tuple(dependence.readiness(order)), tuple(steps), tuple(times), rings)
     result.verify()
     return result
 
@@ -415,36 +426,69 @@ def _steps(dependence: _Dependence, order: Order) -> list[np.ndarray]:
     """For each op, when its elements run."""
     plan = dependence.plan
     ran = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
-    steps: list[np.ndarray] = []
-    for i, (op, due) in enumerate(zip(plan.ops, dependence.deadlines(order.steps), strict=True)):
+    dues = dependence.deadlines(order.steps)
+
+    def visit(i: int) -> np.ndarray:
+        op, due = plan.ops[i], dues[i]
         if isinstance(op, HeadOp):
-            steps.append(np.maximum(order.steps[op.colour], 0))
-            continue
+            return np.maximum(order.steps[op.colour], 0)
         available = np.zeros(plan.grid(op), np.int32)
         for link in dependence.links[i]:
             link.pull(np.maximum, ran[link.read.map], available)
         if isinstance(op, InputOp):  # at once, since what it makes available lets others gather
-            steps.append(np.where(due == NEVER, NEVER, np.maximum(order.steps[op.colour] + 1, 0)))
+            steps = np.where(due == NEVER, NEVER, np.maximum(order.steps[op.colour] + 1, 0))
         elif isinstance(op, ConstantOp | ConditionOp):
-            steps.append(available)
+            steps = available
+        elif i in plan.loops:  # at once, since no two elements of a row of reads can run together
+            steps = np.where(due == NEVER, NEVER, available)
         else:
-            steps.append(_lazy_steps(available, np.maximum(due, 0)))
-        ran[op.out][plan.written(op)] = steps[i]
-    return steps
+            steps = _lazy_steps(available, np.maximum(due, 0))
+        ran[op.out][plan.written(op)] = steps
+        return steps
+
+    return propagate(plan, visit)
+
+
+def _times(dependence: _Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """int64 per op, the time at which each element runs; -1 where it does not. Elements of one time are a launch.
+
+    Within a step ops run in order, and within a loop first what the others of that step read.
+    """
+    plan = dependence.plan
+    n = len(plan.ops)
+    turns = 1 + max(
+        (sum(steps[i].size for i in part) for part in plan.parts if part[0] in plan.loops), default=0
+    )
+    first = {i: part[0] for part in plan.parts for i in part}
+    last = {op.out: i for i, op in enumerate(plan.ops) if not isinstance(op, HeadOp)}
+    of_map = [np.zeros((m.height, m.width), np.int64) for m in plan.maps]
+
+    def visit(i: int) -> np.ndarray:
+        op = plan.ops[i]
+        turn = np.where(steps[i] == NEVER, 0, (steps[i].astype(np.int64) * n + first[i]) * turns)
+        for link in dependence.links[i] if i in plan.loops else ():
+            writer = last[link.read.map]
+            if writer >= first[i]:
+                link.pull(np.maximum, of_map[link.read.map] + (writer >= i), turn)
+        if not isinstance(op, HeadOp):
+            of_map[op.out][plan.written(op)] = turn
+        return turn
+
+    found = propagate(plan, visit)
+    return [np.where(s == NEVER, -1, t * n + i) for i, (s, t) in enumerate(zip(steps, found, strict=True))]
 
 
 def _lifetimes(
-    dependence: _Dependence, steps: Sequence[np.ndarray]
+    dependence: _Dependence, times: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """For each row of each map, the launch times of its first write and of its last use."""
     plan = dependence.plan
     first = [np.full((m.height, m.width), np.iinfo(np.int64).max) for m in plan.maps]
     last = [np.full((m.height, m.width), -1, np.int64) for m in plan.maps]
     for i, op in enumerate(plan.ops):
-        runs = steps[i] != NEVER
-        when = np.where(runs, steps[i].astype(np.int64) * len(plan.ops) + i, -1)
+        when = times[i]
         if not isinstance(op, HeadOp):
-            first[op.out][plan.written(op)] = np.where(runs, when, np.iinfo(np.int64).max)
+            first[op.out][plan.written(op)] = np.where(when >= 0, when, np.iinfo(np.int64).max)
             last[op.out][plan.written(op)] = np.maximum(last[op.out][plan.written(op)], when)
         for link in dependence.links[i]:
             link.push(np.maximum, when, last[link.read.map])
