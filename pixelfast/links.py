@@ -14,6 +14,10 @@ import numpy as np
 from .plan import Keys, Op, Plan, Read
 
 
+# A value per position of the map, and a limit per position of the op: reads of larger values do not count.
+Cut = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class Boxes:
     """Positions `here` of the op read positions `there` of the map, one each; of both in raster order if `flat`."""
@@ -37,11 +41,15 @@ class Boxes:
             found = np.where(found > limit.reshape(into.shape)[self.here], 0, found)
         into[self.here] = combine(into[self.here], found)
 
-    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray) -> None:
+    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray, cut: Cut | None = None) -> None:
         """Combine the op's values with `into`, which has an entry per position of the map."""
         if self.flat:
             source, into = source.reshape(1, -1), into.reshape(1, -1)
-        into[self.there] = combine(into[self.there], source[self.here])
+        pushed = combine(into[self.there], source[self.here])
+        if cut is not None:
+            values, limit = (a.reshape(1, -1) for a in cut) if self.flat else cut
+            pushed = np.where(values[self.there] > limit[self.here], into[self.there], pushed)
+        into[self.there] = pushed
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +79,18 @@ class Attention:
         some = keys.first[:-1] < keys.first[1:]
         into[some] = combine(into[some], combine.reduceat(of_runs, keys.first[:-1][some]))
 
-    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray) -> None:
+    def push(self, combine: np.ufunc, source: np.ndarray, into: np.ndarray, cut: Cut | None = None) -> None:
         """As `Boxes.push`."""
         source, into = source.reshape(-1), into.reshape(-1)
         query = np.repeat(np.arange(len(source)), np.diff(self.keys.first))
         for q, start, end in zip(
             query.tolist(), self.keys.start.tolist(), self.keys.end.tolist(), strict=True
         ):
-            into[start:end] = combine(into[start:end], source[q])
+            pushed = combine(into[start:end], source[q])
+            if cut is not None:
+                values, limit = cut[0].reshape(-1), cut[1].reshape(-1)
+                pushed = np.where(values[start:end] > limit[q], into[start:end], pushed)
+            into[start:end] = pushed
 
 
 Link = Boxes | Attention

@@ -130,11 +130,18 @@ class _Dependence:
 
         return propagate(plan, visit)
 
-    def deadlines(self, until: np.ndarray) -> list[np.ndarray]:
+    def deadlines(
+        self,
+        until: np.ndarray,
+        cut: Mapping[int, np.ndarray] | None = None,
+        ready: Sequence[np.ndarray] = (),
+    ) -> list[np.ndarray]:
         """int32 (height, width) per op: the earliest step whose distribution depends on the element.
 
-        `until`: int32 (C, H, W), the step by which the distribution of each sub-pixel is needed.
+        `until`: int32 (C, H, W), the step by which the distribution of each sub-pixel is needed. `cut`: as for
+        `readiness`, which gave `ready`.
         """
+        values = on_maps(self.plan, ready) if cut else []
         plan = self.plan
         of_map = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
 
@@ -142,7 +149,8 @@ class _Dependence:
             op = plan.ops[i]
             due = until[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
             for link in self.links[i]:
-                link.push(np.minimum, due, of_map[link.read.map])
+                limit = (values[link.read.map], cut[i]) if cut and i in cut else None
+                link.push(np.minimum, due, of_map[link.read.map], limit)
             return due
 
         return propagate(plan, visit, backward=True)
@@ -202,7 +210,7 @@ def _blame(
     Such paths lead through innocent modules too. The culprit is the module without whose leaking reads the model is
     causal, and still sees as much as it may: without those of an innocent module it would see less. Where the
     distributions alone do not tell, it is the one that reads the image itself (a mask of type B for one of type A),
-    or else attends or recurs, or else the one that leaves the most to be seen inside.
+    or else attends or recurs, or else the one that leaves the most to be seen inside, of use to some distribution.
     """
     finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
@@ -216,7 +224,8 @@ def _blame(
                 leaks.setdefault(op.where, []).append((i, link.read))
     best, best_rank = "", (-1, False, False, False, -1)
     for where, reads in leaks.items():
-        mended = dependence.readiness(order, {i: due[i] for i, _ in reads})
+        cut = {i: due[i] for i, _ in reads}
+        mended = dependence.readiness(order, cut)
         heads = [
             (r, until[op.colour]) for op, r in zip(finer.ops, mended, strict=True) if isinstance(op, HeadOp)
         ]
@@ -224,7 +233,9 @@ def _blame(
             mixes = any(isinstance(finer.ops[i], ConvOp | AttendOp) for i, _ in reads)
             first = any(read.map in images for _, read in reads)
             attends = any(read.keys is not None or i in finer.loops for i, read in reads)
-            rank = (_total(r for r, _ in heads), mixes, first, attends, _total(mended))
+            used = (d != NEVER for d in dependence.deadlines(until, cut, mended))
+            inside = _total(np.where(u, r, 0) for r, u in zip(mended, used, strict=True))
+            rank = (_total(r for r, _ in heads), mixes, first, attends, inside)
             if rank > best_rank:
                 best, best_rank = where, rank
     if not best:
