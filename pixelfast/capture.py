@@ -41,6 +41,12 @@ _SHAPE_ONLY = {
     aten.new_zeros.default,
     aten.new_full.default,
 }
+# Ops that are spelled by others: sums of products, changes of layout, statistics in one of their signatures.
+_SPELLINGS = (
+    aten.einsum.default, aten.tensordot.default, aten.outer.default, aten.concat.default,
+    aten.channel_shuffle.default, aten.tile.default, aten.diff.default,
+    aten.var.dim, aten.std.dim, aten.var_mean.dim, aten.std_mean.dim,
+)  # fmt: skip
 BATCH = 2  # of the exported graph
 
 
@@ -273,7 +279,8 @@ def _spelled_out() -> Iterator[None]:
 
 def _decompositions() -> dict[Any, Any]:
     """Composites stay, but for those that are only another way to write others."""
-    return {op: torch.export.default_decompositions()[op] for op in (aten.einsum.default,)}
+    table = torch.export.default_decompositions()
+    return {op: table[op] for op in _SPELLINGS}
 
 
 @contextlib.contextmanager

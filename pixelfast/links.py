@@ -13,7 +13,6 @@ import numpy as np
 
 from .plan import Keys, Op, Plan, Read
 
-
 # A value per position of the map, and a limit per position of the op: reads of larger values do not count.
 Cut = tuple[np.ndarray, np.ndarray]
 

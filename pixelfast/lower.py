@@ -54,8 +54,8 @@ class View:
     """Element (n, c..., y, x) is channel refs[c...] of its map at (y + shift[0], x + shift[1]), or zero outside.
 
     `axes` names the axes of the tensor: one "n", one "y", one "x", and the axes of `refs` in order, each a "c". A
-    sequence, whose map has one row, has no "y". "b" is the batch merged with an axis of `refs`, "r" with "x", "s"
-    "x" with the batch.
+    sequence, whose map has one row, has no "y"; whole images as vectors, whose maps have one position, have neither.
+    "b" is the batch merged with an axis of `refs`, "r" with "x", "s" "x" with the batch.
     `window` is the part of the map that may be seen, as (y0, y1, x0, x1), in the map's positions.
     """
 
@@ -157,9 +157,20 @@ class Lowering:
             if text.strip().startswith("File "):
                 line = "\n  at " + text.strip()
                 break
+        shapes = ", ".join(self._described(a) for a in node.all_input_nodes)
         return LoweringError(
-            f"[compile] cannot plan {node.target} in module {where(node)!r} ({node.name}): {why}{line}"
+            f"[compile] cannot plan {node.target} of {shapes} in module {where(node)!r} ({node.name}): {why}{line}"
         )
+
+    def _described(self, node: fx.Node) -> str:
+        """The shape of an operand, in which the images of a batch are N."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return type(value).__name__
+        shape = [str(size) for size in value.shape]
+        if node not in self.captured.folded and value.shape[:1] == (BATCH,):
+            shape[0] = "N"
+        return f"({', '.join(shape)}{',' * (len(shape) == 1)})"
 
     def check(self, result: Any, expected: Any) -> None:
         """Fail unless a rule's result has the shape that PyTorch gave it."""
@@ -273,7 +284,7 @@ class Lowering:
         batch = like.axes.index("n")
         sizes = value.shape[:batch] + value.shape[batch + 1 :]
         rest = [i for i in range(len(sizes)) if i not in at.values()]
-        extent = (sizes[at["y"]] if "y" in at else 1, sizes[at["x"]])
+        extent = (sizes[at["y"]] if "y" in at else 1, sizes[at["x"]] if "x" in at else 1)
         channels = math.prod(sizes[i] for i in rest)
         condition = Condition(value.node, (*at.values(), *rest), (*extent, channels))
         key = condition, like.height, like.width
@@ -297,9 +308,7 @@ class Lowering:
         if isinstance(value, int | float | bool):
             return [P.Instruction("scalar", value=float(value))]
         if isinstance(value, Table | View):
-            view = self.view(value)
-            if view.axes != like.axes and len(view.axes) == len(like.axes):
-                view = rules.reshape.alike(self, view, like.axes)
+            view = rules.reshape.alike(self, self.view(value), like.axes)
             if view.axes != like.axes or (view.height, view.width) != (like.height, like.width):
                 raise self.fail(
                     f"operands of different layout: {view.axes} {view.shape}, {like.axes} {like.shape}"
@@ -343,8 +352,9 @@ class Lowering:
         if array.size == 1:
             return P.Instruction("scalar", value=float(array.reshape(())))
         array, axes = self.of_one_image(array, like.axes)
-        if "y" not in axes:
-            array, axes = array[None], "y" + axes
+        for position in "yx":
+            if position not in axes:
+                array, axes = array[None], position + axes
         channel_axes = [i for i, a in enumerate(axes) if a == "c"]
         array = array.transpose([axes.index("y"), axes.index("x"), *channel_axes])  # (h, w, c...)
         if array.shape[:2] == (1, 1):
@@ -381,8 +391,14 @@ class Lowering:
 
         A negative register counts from the last line so far; scalars may stand in the lines as floats.
         """
+        from . import rules
+
         views = [self.view(v) for v in values if isinstance(v, Table | View)]
-        like = max(views, key=lambda v: ("y" in v.axes, v.refs.size))
+        like = max(views, key=lambda v: (len(v.axes), "y" in v.axes, "x" in v.axes, v.refs.size))
+        values = [
+            rules.reshape.alike(self, self.view(v), like.axes) if isinstance(v, Table | View) else v
+            for v in values
+        ]
         dims = self._channels(values, like)
         code: list[P.Instruction] = []
         for value in values:

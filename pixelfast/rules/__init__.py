@@ -1,5 +1,37 @@
 """One small function per ATen op: from its arguments, as values of `pixelfast.lower`, to its result."""
 
-from . import attention, elementwise, heads, layout, products, recurrent, reshape, rounding
+from . import (
+    attention,
+    convolutions,
+    elementwise,
+    functions,
+    heads,
+    layout,
+    masks,
+    norms,
+    products,
+    recurrent,
+    reductions,
+    resample,
+    reshape,
+    rounding,
+    scatter,
+)
 
-__all__ = ["attention", "elementwise", "heads", "layout", "products", "recurrent", "reshape", "rounding"]
+__all__ = [
+    "attention",
+    "convolutions",
+    "elementwise",
+    "functions",
+    "heads",
+    "layout",
+    "masks",
+    "norms",
+    "products",
+    "recurrent",
+    "reductions",
+    "resample",
+    "reshape",
+    "rounding",
+    "scatter",
+]

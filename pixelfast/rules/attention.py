@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Scores, Table, View, lowers
-from .products import _linear
+from .products import _linear, contract
 from .reshape import match
 
 aten = torch.ops.aten
@@ -33,16 +33,12 @@ kMasked = 1000.0  # a bias that much below another's leaves a weight of zero
 
 @lowers(aten.matmul.default, aten.bmm.default, aten.mm.default)
 def _matmul(ctx: Lowering, a: Any, b: Any) -> Any:
-    if isinstance(b, Tensor) and b.ndim == 2:
-        return _linear(ctx, a, b.T)
-    if (
-        isinstance(b, Tensor) and b.shape[0] == 1 and b.ndim == 3 and ctx.view(a).axes[0] == "c"
-    ):  # of an einsum
-        v = ctx.view(a)
-        v = _linear(ctx, replace(v, axes=v.axes[1:], refs=v.refs[0]), b[0].T)
-        return replace(v, axes="c" + v.axes, refs=v.refs[None])
+    if isinstance(b, Tensor):
+        return _of_the_right(ctx, ctx.view(a), b)
+    if isinstance(a, Tensor):
+        return _of_the_left(ctx, a, ctx.view(b))
     if not isinstance(a, Table | View) or not isinstance(b, Table | View):
-        raise ctx.fail("a product with a constant matrix from the left, or with a stack of them")
+        raise ctx.fail("a product with a condition; supported are constants, and attention")
     a, b = ctx.view(a), ctx.view(b)
     if a.axes[:-2] == b.axes[:-2] and a.axes[-2:] == "xc" and b.axes[-2:] == "cx":
         axes = a.axes[:-2]
@@ -55,6 +51,44 @@ def _matmul(ctx: Lowering, a: Any, b: Any) -> Any:
     )
 
 
+def _of_the_right(ctx: Lowering, v: View, b: Tensor) -> View:
+    """A product over the last axis with one matrix, a vector, or a matrix for each entry of axes of channels."""
+    if b.ndim == 1:
+        out = contract(ctx, v, len(v.axes) - 1, b[None])
+        return replace(out, axes=out.axes[:-1], refs=out.refs[..., 0])
+    return contract(ctx, v, len(v.axes) - 1, _by_channels(ctx, v, b.transpose(-1, -2), v.axes[:-2]))
+
+
+def _of_the_left(ctx: Lowering, a: Tensor, v: View) -> View:
+    """A product over the last axis but one: matrices times columns."""
+    if a.ndim == 1:
+        out = contract(ctx, v, len(v.axes) - 2, a[None])
+        axis = out.ref_axis(len(v.axes) - 2)
+        return replace(out, axes=out.axes[:-2] + out.axes[-1], refs=out.refs.squeeze(axis))
+    rest = v.axes[:-2] + v.axes[-1]
+    stack = _by_channels(ctx, v, a, v.axes[:-2])
+    if v.axes[-1] == "c":
+        stack = stack.unsqueeze(-3)  # the same for all columns
+    assert rest.count("c") >= stack.ndim - 2 or stack.shape[: stack.ndim - 2].numel() == 1
+    return contract(ctx, v, len(v.axes) - 2, stack)
+
+
+def _by_channels(ctx: Lowering, v: View, b: Tensor, axes: str) -> Tensor:
+    """A stack of matrices with an axis for each of channels among `axes`; along others it must be the same."""
+    if b.ndim == 2:
+        return b
+    if b.ndim - 2 > len(axes):
+        raise ctx.fail(f"a stack of matrices of shape {tuple(b.shape)} meets a tensor of axes {v.axes}")
+    array = b.detach().numpy().reshape((1,) * (len(axes) + 2 - b.ndim) + tuple(b.shape))
+    for i, a in enumerate(axes):
+        if a != "c" and array.shape[i] > 1:
+            if (array != array.take([0], i)).any():
+                raise ctx.fail(f"matrices that differ along axis {a} of a tensor of axes {v.axes}")
+            array = array.take([0], i)
+    kept = [array.shape[i] for i, a in enumerate(axes) if a == "c"]
+    return torch.from_numpy(array.reshape(*kept, *array.shape[-2:]).copy())
+
+
 @lowers(aten.baddbmm.default)
 def _baddbmm(ctx: Lowering, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     scores = _scale(ctx, _matmul(ctx, a, b), float(alpha))
@@ -63,9 +97,13 @@ def _baddbmm(ctx: Lowering, bias: Any, a: Any, b: Any, *, beta: float = 1, alpha
 
 @lowers(aten.addmm.default)
 def _addmm(ctx: Lowering, bias: Any, a: Any, weight: Any, *, beta: float = 1, alpha: float = 1) -> View:
-    if (beta, alpha) != (1, 1) or not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
-        raise ctx.fail(f"addmm with beta {beta}, alpha {alpha}; supported are 1 and 1, and constant weights")
-    return _linear(ctx, a, weight.T, bias)
+    if not isinstance(weight, Tensor):
+        raise ctx.fail("the weights depend on the image or on a condition")
+    if isinstance(bias, Tensor) and bias.ndim == 1 and len(bias) == weight.shape[1]:
+        return _linear(ctx, a, weight.T * alpha, bias * beta)
+    return ctx.pointwise(
+        [_linear(ctx, a, weight.T * alpha), bias, float(beta)], ("mul", 1, 2), ("add", 0, -1)
+    )
 
 
 def _heads(ctx: Lowering, v: View, heads: Sequence[int]) -> View:
@@ -282,41 +320,6 @@ def _softmax_of_scores(ctx: Lowering, a: Scores, dim: int, *_: Any, **__: Any) -
     elif axis != "k":
         raise ctx.fail(f"a softmax of scores of axes {a.axes} over {axis}; supported are positions")
     return replace(a, weights=np.ones_like(a.scale))
-
-
-@lowers(aten.softmax.int, aten._softmax.default)
-def _softmax(ctx: Lowering, a: Any, dim: int, *_: Any, **__: Any) -> View:
-    v, largest = _over_channels(ctx, a, dim)
-    e = ctx.pointwise([v, largest], ("sub", 0, 1), ("exp", -1))
-    return ctx.pointwise([e, _folded(ctx, "add", e, dim)], ("div", 0, 1))
-
-
-@lowers(aten.log_softmax.int, aten._log_softmax.default)
-def _log_softmax(ctx: Lowering, a: Any, dim: int, *_: Any, **__: Any) -> View:
-    v, largest = _over_channels(ctx, a, dim)
-    e = ctx.pointwise([v, largest], ("sub", 0, 1), ("exp", -1))
-    return ctx.pointwise(
-        [v, largest, _folded(ctx, "add", e, dim)], ("sub", 0, 1), ("log", 2), ("sub", -2, -1)
-    )
-
-
-def _over_channels(ctx: Lowering, a: Any, dim: int) -> tuple[View, View]:
-    v = ctx.view(a)
-    if v.axes[v.axis(dim)] != "c":
-        raise ctx.fail(f"a softmax over axis {v.axes[v.axis(dim)]} of a feature map; supported are channels")
-    return v, _folded(ctx, "max", v, dim)
-
-
-def _folded(ctx: Lowering, fn: str, v: View, dim: int) -> View:
-    """All channels along an axis joined by `fn`: the far half to the near one, until one is left."""
-    axis = v.ref_axis(dim)
-    while (n := v.refs.shape[axis]) > 1:
-        near, far, rest = np.split(v.refs, [n // 2, n // 2 * 2], axis)
-        joined = ctx.pointwise([replace(v, refs=near), replace(v, refs=far)], (fn, 0, 1))
-        if rest.size:
-            rest = ctx.pointwise([replace(v, refs=rest)]).refs
-        v = replace(joined, refs=np.concatenate([joined.refs, rest], axis))
-    return v
 
 
 # --- the op ---------------------------------------------------------------------------------------------------

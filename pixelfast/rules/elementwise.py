@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 
-from ..lower import Lowering, View, lowers
-from .rounding import truncated
+from ..lower import Lowering, lowers
 
 aten = torch.ops.aten
 
 _BINARY = {
     "add": (aten.add.Tensor, aten.add_.Tensor),
     "sub": (aten.sub.Tensor, aten.sub_.Tensor),
-    "mul": (aten.mul.Tensor, aten.mul_.Tensor, aten.mul.Scalar),
-    "div": (aten.div.Tensor, aten.div_.Tensor),
+    "div": (aten.div.Tensor, aten.div_.Tensor, aten.true_divide.Tensor),
     "min": (aten.minimum.default,),
     "max": (aten.maximum.default,),
 }
@@ -63,11 +61,22 @@ def _reciprocal(ctx: Lowering, a: Any) -> Any:
 
 @lowers(aten.elu.default)
 def _elu(ctx: Lowering, a: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    if (alpha, scale, input_scale) != (1, 1, 1):
-        raise ctx.fail(
-            f"elu with alpha {alpha}, scale {scale}, input_scale {input_scale}; supported is (1, 1, 1)"
-        )
-    return ctx.pointwise([a], ("elu", 0))
+    """Where x is negative, alpha * (exp(input_scale * x) - 1)."""
+    if (alpha, scale, input_scale) == (1, 1, 1):
+        return ctx.pointwise([a], ("elu", 0))
+    below = [("mul", 0, float(input_scale)), ("elu", -1), ("min", -1, 0.0), ("mul", -1, float(alpha))]
+    return ctx.pointwise([a], *below, ("max", 0, 0.0), ("add", -1, -3), ("mul", -1, float(scale)))
+
+
+@lowers(aten.celu.default)
+def _celu(ctx: Lowering, a: Any, alpha: float = 1) -> Any:
+    return _elu(ctx, a, alpha, 1, 1 / alpha)
+
+
+@lowers(aten.selu.default)
+def _selu(ctx: Lowering, a: Any) -> Any:
+    """Klambauer et al. 2017, equation 2."""
+    return _elu(ctx, a, 1.6732632423543772, 1.0507009873554805)
 
 
 @lowers(aten.leaky_relu.default)
@@ -83,13 +92,28 @@ def _prelu(ctx: Lowering, a: Any, slope: Any) -> Any:
     return ctx.pointwise([v, slope], ("min", 0, 0.0), ("mul", -1, 1), ("max", 0, 0.0), ("add", -1, -3))
 
 
+@lowers(aten.rrelu.default)
+def _rrelu(
+    ctx: Lowering, a: Any, low: float = 1 / 8, high: float = 1 / 3, training: bool = False, *_: Any
+) -> Any:
+    if training:
+        raise ctx.fail("rrelu draws slopes; supported is eval mode")
+    return _leaky_relu(ctx, a, (low + high) / 2)
+
+
 @lowers(aten.softplus.default)
 def _softplus(ctx: Lowering, a: Any, beta: float = 1, threshold: float = 20) -> Any:
     """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
-    if beta != 1:
-        raise ctx.fail(f"softplus with beta {beta}; supported is 1")
     rest = (("abs", 0), ("neg", -1), ("exp", -1), ("add", -1, 1.0), ("log", -1))
-    return ctx.pointwise([a], *rest, ("max", 0, 0.0), ("add", -1, -3))
+    if beta == 1:
+        return ctx.pointwise([a], *rest, ("max", 0, 0.0), ("add", -1, -3))
+    scaled = ctx.pointwise([a, float(beta)], ("mul", 0, 1))
+    return ctx.pointwise([scaled, float(beta)], *rest, ("max", 0, 0.0), ("add", -1, -3), ("div", -1, 1))
+
+
+@lowers(aten.log_sigmoid.default)
+def _log_sigmoid(ctx: Lowering, a: Any) -> Any:
+    return ctx.pointwise([_softplus(ctx, ctx.pointwise([a], ("neg", 0)))], ("neg", 0))
 
 
 @lowers(aten._native_batch_norm_legit_no_training.default)
@@ -109,14 +133,21 @@ def _silu(ctx: Lowering, a: Any) -> Any:
     return ctx.pointwise([a], ("sigmoid", 0), ("mul", 0, -1))
 
 
-@lowers(aten.clamp.default)
-def _clamp(ctx: Lowering, a: Any, low: float | None = None, high: float | None = None) -> Any:
-    steps: list[tuple] = []
-    if low is not None:
-        steps.append(("max", 0, float(low)))
-    if high is not None:
-        steps.append(("min", -1 if steps else 0, float(high)))
-    return ctx.pointwise([a], *steps)
+@lowers(aten.clamp.default, aten.clamp.Tensor)
+def _clamp(ctx: Lowering, a: Any, low: Any = None, high: Any = None) -> Any:
+    bounds = [(fn, bound) for fn, bound in (("max", low), ("min", high)) if bound is not None]
+    values = [a, *(float(b) if isinstance(b, int | float) else b for _, b in bounds)]
+    return ctx.pointwise(values, *((fn, -1 if i else 0, i + 1) for i, (fn, _) in enumerate(bounds)))
+
+
+@lowers(aten.clamp_min.default, aten.clamp_min.Tensor)
+def _clamp_min(ctx: Lowering, a: Any, low: Any) -> Any:
+    return _clamp(ctx, a, low)
+
+
+@lowers(aten.clamp_max.default, aten.clamp_max.Tensor)
+def _clamp_max(ctx: Lowering, a: Any, high: Any) -> Any:
+    return _clamp(ctx, a, None, high)
 
 
 @lowers(aten.hardtanh.default)
@@ -137,13 +168,4 @@ def _relu6(ctx: Lowering, a: Any) -> Any:
     aten.lift_fresh_copy.default,
 )
 def _same(ctx: Lowering, a: Any, **_: Any) -> Any:
-    return a
-
-
-@lowers(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
-def _to(ctx: Lowering, a: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
-    if isinstance(a, View) and dtype in (torch.int32, torch.int64):  # held as floats
-        return truncated(ctx, a)
-    if isinstance(a, View) and dtype not in (None, torch.float32):
-        raise ctx.fail(f"feature maps are float32, the model converts one to {dtype}")
     return a

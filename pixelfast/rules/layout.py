@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import torch
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers, visible
-from .reshape import _view, alike
+from .reshape import _view, alike, of_rank, on_grid
 
 aten = torch.ops.aten
 
@@ -52,7 +53,9 @@ def _squeeze(ctx: Lowering, a: Any, dims: int | Sequence[int]) -> View | Table:
         return _view(ctx, a, ())
     v = ctx.view(a)
     for dim in sorted({v.axis(d) for d in ([dims] if isinstance(dims, int) else dims)}, reverse=True):
-        if v.axes[dim] == "c" and v.refs.shape[v.ref_axis(dim)] == 1:
+        if v.axes[dim] in "yx" and v.shape[dim] == 1 and not set(v.axes) - set("ncyx"):
+            v = _without(ctx, v, dim)
+        elif v.axes[dim] == "c" and v.refs.shape[v.ref_axis(dim)] == 1:
             refs = v.refs.squeeze(v.ref_axis(dim))
             v = replace(v, axes=v.axes[:dim] + v.axes[dim + 1 :], refs=refs)
     return v
@@ -95,8 +98,7 @@ def _glu(ctx: Lowering, a: Any, dim: int = -1) -> View:
 def _expand(ctx: Lowering, a: Any, sizes: Sequence[int], **_: Any) -> View:
     v = ctx.view(a)
     target = list(ctx.shape_of(ctx.node))
-    if len(target) != len(v.axes):
-        raise ctx.fail(f"expand adds axes: {v.shape} to {target}")
+    v = of_rank(v, len(target))
     dims = [s for s, axis in zip(target, v.axes, strict=True) if axis in "cb"]
     return replace(v, refs=np.broadcast_to(v.refs, dims))
 
@@ -125,9 +127,23 @@ def _slice(
         raise ctx.fail("slices the batch")
     size = v.height if axis == "y" else v.width
     first, last, _ = slice(start, end).indices(size)
-    if step != 1:
-        raise ctx.fail(f"slices positions with step {step}; supported is 1")
-    return _crop(v, axis, first, max(last - first, 0))
+    if axis not in "yx":
+        raise ctx.fail(f"slices the {axis} axis; supported are channels and positions")
+    v = _crop(v, axis, first, max(last - first, 0))
+    return v if step == 1 else every(ctx, v, axis, step)
+
+
+def every(ctx: Lowering, v: View, axis: str, step: int) -> View:
+    """Every so-many-th row or column, from the first on: a product with an identity that strides."""
+    height, width = (-(-v.height // step), v.width) if axis == "y" else (v.height, -(-v.width // step))
+    v = ctx.clean(v, (0, v.height, 0, v.width))
+    refs = v.refs.reshape(-1)
+    out = ctx.new_map(refs.size, height, width, suffix=".every")
+    stride = (step, 1) if axis == "y" else (1, step)
+    kept = refs != P.ZERO
+    matrix = np.eye(refs.size, dtype=np.float32)[None, kept]
+    ctx.build.add(P.ConvOp(out, refs[kept], (v.shift,), matrix, None, stride, where=where(ctx.node)))
+    return ctx.whole(out, v.axes, v.refs.shape)
 
 
 def _crop(v: View, axis: str, first: int, size: int) -> View:
@@ -142,12 +158,29 @@ def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View | Table:
         return _view(ctx, a, ())
     v = ctx.view(a)
     dim = v.axis(dim)
+    if v.axes[dim] in "yx" and not set(v.axes) - set("ncyx"):
+        size = v.height if v.axes[dim] == "y" else v.width
+        return _without(ctx, _crop(v, v.axes[dim], index % size, 1), dim)
     if v.axes[dim] != "c":
         raise ctx.fail(f"selects one entry of the {v.axes[dim]} axis")
     return replace(v, axes=v.axes[:dim] + v.axes[dim + 1 :], refs=v.refs.take(index, v.ref_axis(dim)))
 
 
-@lowers(aten.split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
+def _without(ctx: Lowering, v: View, dim: int) -> View:
+    """The same without an axis of positions of size 1: a row is a sequence, and so is a column."""
+    rest = v.axes[:dim] + v.axes[dim + 1 :]
+    v = ctx.settle(v)
+    if v.axes[dim] == "x" and "y" in rest:
+        v, rest = on_grid(ctx, v, 1, v.height), rest.replace("y", "x")
+    return replace(v, axes=rest)
+
+
+@lowers(aten.unbind.int)
+def _unbind(ctx: Lowering, a: Any, dim: int = 0) -> list[View | Table]:
+    return [_select(ctx, a, dim, i) for i in range(len(ctx.node.meta["val"]))]
+
+
+@lowers(aten.split.Tensor, aten.unsafe_split.Tensor, aten.chunk.default, aten.split_with_sizes.default)
 def _split(ctx: Lowering, a: Any, size: int | Sequence[int], dim: int = 0) -> list[View]:
     sizes = [t.shape[dim] for t in ctx.node.meta["val"]]
     starts = np.cumsum([0, *sizes])
@@ -163,27 +196,71 @@ def _getitem(ctx: Lowering, a: Any, index: int) -> Any:
 def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
     views = [ctx.view(v) for v in values if isinstance(v, Table | View)]
     like = max(views, key=lambda v: "y" in v.axes)
-    if like.axes[like.axis(dim)] != "c":
-        raise ctx.fail(f"concatenates along {like.axes[like.axis(dim)]}; supported are channels")
-    parts = []
-    for value in values:
-        if isinstance(value, Table | View):
-            parts.append(alike(ctx, ctx.view(value), like.axes))
-            continue
-        sizes = [value.shape[i] for i, a in enumerate(like.axes) if a == "c"]
-        (ins,) = ctx.operand(value, like, tuple(sizes))
-        if ins.fn != "load":  # the same at every position
-            constant = np.full(math.prod(sizes), ins.value, np.float32).reshape(1, 1, -1)
-            out = ctx.new_map(constant.size, like.height, like.width, suffix=".constant")
-            ctx.build.add(P.ConstantOp(out, constant, where(ctx.node)))
-            ins = P.Instruction("load", refs=ctx.build.refs(out))
-        assert ins.refs is not None
-        h, w = like.height, like.width
-        parts.append(View(like.axes, ins.refs.reshape(sizes), h, w, (0, 0), (0, h, 0, w)))
-    parts = [ctx.clean(p, (0, p.height, 0, p.width)) for p in parts]
-    if len({(p.axes, p.shift, p.height, p.width, p.window, ctx.grid_of(p)) for p in parts}) > 1:
-        parts = [ctx.settle(p) for p in parts]
+    dim = like.axis(dim)
+    if like.axes[dim] in "yx":
+        return joined(ctx, values, like, dim)
+    if like.axes[dim] != "c":
+        raise ctx.fail(f"concatenates along {like.axes[dim]}; supported are channels and positions")
+    parts = aligned(ctx, [as_view(ctx, value, like) for value in values])
     return replace(parts[0], refs=np.concatenate([p.refs for p in parts], like.ref_axis(dim)))
+
+
+@lowers(aten.hstack.default)
+def _hstack(ctx: Lowering, values: Sequence[Any]) -> View:
+    return _cat(ctx, values, 1)
+
+
+def as_view(ctx: Lowering, value: Any, like: View, shape: Sequence[int] | None = None) -> View:
+    """A value as a view of the axes of `like`: constants and conditions become maps, what is zero becomes none.
+
+    shape: of the tensor, its own by default.
+    """
+    if isinstance(value, Table | View):
+        return alike(ctx, ctx.view(value), like.axes)
+    sizes = dict(zip(like.axes, value.shape if shape is None else shape, strict=True))
+    h, w = (
+        (like.height if shape is None else sizes.get("y", 1)),
+        like.width if shape is None else sizes.get("x", 1),
+    )
+    dims = [s for s, a in zip(value.shape if shape is None else shape, like.axes, strict=True) if a == "c"]
+    like = replace(like, height=h, width=w)
+    if isinstance(value, torch.Tensor) and not value.any():
+        return replace(like, refs=np.full(dims, P.ZERO), shift=(0, 0), window=(0, h, 0, w))
+    (ins,) = ctx.operand(value, like, tuple(dims))
+    refs = ins.refs
+    if ins.fn != "load":  # the same at every position
+        constant = np.full(math.prod(dims), ins.value, np.float32).reshape(1, 1, -1)
+        out = ctx.new_map(constant.size, h, w, suffix=".constant")
+        ctx.build.add(P.ConstantOp(out, constant, where(ctx.node)))
+        refs = ctx.build.refs(out)
+    return View(like.axes, refs.reshape(dims), h, w, (0, 0), (0, h, 0, w))
+
+
+def aligned(ctx: Lowering, parts: Sequence[View]) -> list[View]:
+    """Views of the same shift and window, of maps of the same grid, so that their channels may be mixed."""
+    parts = [ctx.clean(p, (0, p.height, 0, p.width)) for p in parts]
+    shown = [p for p in parts if (p.refs != P.ZERO).any()]
+    if len({(p.axes, p.shift, p.height, p.width, p.window, ctx.grid_of(p)) for p in shown}) > 1:
+        return [ctx.settle(p) for p in parts]
+    return [replace(shown[0], refs=p.refs) for p in parts] if shown else parts
+
+
+def joined(ctx: Lowering, values: Sequence[Any], like: View, dim: int) -> View:
+    """Values side by side along an axis of positions: the sum of all, each with zeros around it."""
+    sizes = [tuple(n.meta["val"].shape) if hasattr(n, "meta") else None for n in ctx.node.args[0]]  # type: ignore[union-attr]
+    parts = [as_view(ctx, v, like, s) for v, s in zip(values, sizes, strict=True)]
+    return side_by_side(ctx, parts, like.axes[dim])
+
+
+def side_by_side(ctx: Lowering, parts: Sequence[View], axis: str) -> View:
+    lengths = [p.height if axis == "y" else p.width for p in parts]
+    total, at, placed = sum(lengths), 0, []
+    for part, length in zip(parts, lengths, strict=True):
+        if length:
+            placed.append(_crop(replace(part, window=visible(part)), axis, -at, total))
+        at += length
+    shown = [p for p in placed if (p.refs != P.ZERO).any()] or placed[:1]
+    return functools.reduce(lambda a, b: ctx.pointwise([a, b], ("add", 0, 1)), shown)
 
 
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
@@ -193,8 +270,14 @@ def _pad(
     v = ctx.view(a)
     if isinstance(mode, int | float):  # constant_pad_nd has no mode
         mode, value = "constant", mode
-    if mode != "constant" or value not in (None, 0):
-        raise ctx.fail(f"pads with mode {mode!r}, value {value}; supported is zero padding")
+    if mode != "constant":
+        raise ctx.fail(
+            f"pads with mode {mode!r}: copies of pixels, some of which are not drawn yet; supported is 'constant'"
+        )
+    around = None
+    if value:
+        inner = [s or 1 if i >= len(v.axes) - len(pads) // 2 else 1 for i, s in enumerate(v.shape)]
+        around = torch.nn.functional.pad(torch.zeros(inner), list(pads), value=float(value))
     for i in range(len(pads) // 2):
         low, high = pads[2 * i], pads[2 * i + 1]
         if (low, high) == (0, 0):
@@ -203,7 +286,7 @@ def _pad(
         axis = v.axes[dim]
         if axis == "c":
             v = _pad_channels(v, v.ref_axis(dim), low, high)
-        elif axis == "n":
+        elif axis not in "yx":
             raise ctx.fail("pads the batch")
         else:
             size = v.height if axis == "y" else v.width
@@ -211,7 +294,7 @@ def _pad(
             if low > 0 or high > 0:
                 v = replace(v, window=visible(v))
             v = _crop(v, axis, -max(low, 0), size + low + high)
-    return v
+    return v if around is None else ctx.pointwise([v, around], ("add", 0, 1))
 
 
 def _pad_channels(v: View, axis: int, low: int, high: int) -> View:

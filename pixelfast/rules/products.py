@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers
-from .reshape import alike
+from .reshape import alike, gathered
 
 aten = torch.ops.aten
 
@@ -30,25 +30,25 @@ def _conv2d(
     groups: int = 1,
 ) -> View:
     v = ctx.view(a)
-    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
-    if v.axes != "ncyx":
-        raise ctx.fail(f"a convolution over axes {v.axes}; supported is ncyx")
     if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
         raise ctx.fail("the weights depend on the image or on a condition")
-    w = weight.detach().to(torch.float32).numpy()
-    outs, ins, rows, columns = w.shape
-    if groups > 1:  # as one dense product; the zeros keep groups apart
-        dense = np.zeros((outs, ins * groups, rows, columns), np.float32)
-        for g in range(groups):
-            o = slice(g * outs // groups, (g + 1) * outs // groups)
-            dense[o, g * ins : (g + 1) * ins] = w[o]
-        w = dense
+    if v.axes == "ncxy":
+        turned = [x if isinstance(x, str) else _pair(x)[::-1] for x in (stride, padding, dilation)]
+        out = _conv2d(ctx, replace(v, axes="ncyx"), weight.mT, bias, *turned, groups)
+        return replace(out, axes="ncxy")
+    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
+    if v.axes != "ncyx":
+        raise ctx.fail(f"a convolution over axes {v.axes}; supported are ncyx and ncxy")
+    w = _dense(weight.detach().to(torch.float32).numpy(), groups)
+    outs, _, rows, columns = w.shape
     (sy, sx), (dy, dx) = _pair(stride), _pair(dilation)
     if padding == "same":
         top, left = dy * (rows - 1) // 2, dx * (columns - 1) // 2
+        height, width = v.height, v.width
     else:
         top, left = (0, 0) if padding == "valid" else _pair(padding)
-    height, width = ctx.shape_of(ctx.node)[-2:]
+        height = (v.height + 2 * top - dy * (rows - 1) - 1) // sy + 1
+        width = (v.width + 2 * left - dx * (columns - 1) - 1) // sx + 1
     box = (
         -top,
         (height - 1) * sy + dy * (rows - 1) - top + 1,
@@ -94,15 +94,16 @@ def _conv_transpose2d(
     """Output Y reads input y through kernel row i where Y = stride*y - padding + dilation*i: each phase of Y modulo the
     stride is a convolution of its own."""
     v = ctx.view(a)
-    if v.axes != "ncyx" or groups != 1 or not isinstance(weight, Tensor):
-        raise ctx.fail(
-            f"a transposed convolution over axes {v.axes} in {groups} groups; supported is ncyx in 1"
-        )
-    w = weight.detach().to(torch.float32).numpy()  # (in, out, rows, columns)
+    if v.axes != "ncyx" or not isinstance(weight, Tensor):
+        raise ctx.fail(f"a transposed convolution over axes {v.axes}; supported is ncyx")
+    w = _dense(weight.detach().to(torch.float32).numpy().swapaxes(0, 1), groups, transposed=True)
+    w = w.swapaxes(0, 1)  # (in, out, rows, columns)
     outs = w.shape[1]
     b = None if bias is None else bias.detach().to(torch.float32).numpy()
     (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
-    height, width = ctx.shape_of(ctx.node)[-2:]
+    (ey, ex) = _pair(output_padding)
+    height = (v.height - 1) * sy - 2 * py + dy * (w.shape[2] - 1) + ey + 1
+    width = (v.width - 1) * sx - 2 * px + dx * (w.shape[3] - 1) + ex + 1
     reach = (w.shape[2] * dy + py, w.shape[3] * dx + px)
     v = ctx.clean(v, (-reach[0], v.height + reach[0], -reach[1], v.width + reach[1]))
     kept = v.refs != P.ZERO
@@ -135,6 +136,19 @@ def _conv_transpose2d(
     return ctx.whole(out, "ncyx", [outs])
 
 
+def _dense(w: np.ndarray, groups: int, *, transposed: bool = False) -> np.ndarray:
+    """Weights (out, in, ...) of groups, which share outputs if transposed, as one product; zeros keep groups apart."""
+    if groups == 1:
+        return w
+    outs, ins = w.shape[:2]
+    shape = (outs * groups, ins) if transposed else (outs, ins * groups)
+    dense = np.zeros((*shape, *w.shape[2:]), np.float32)
+    for g in range(groups):
+        o, i = (slice(g * n // groups, (g + 1) * n // groups) for n in shape)
+        dense[o, i] = w[:, i] if transposed else w[o]
+    return dense
+
+
 def _pair(value: Any) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
@@ -148,7 +162,6 @@ def _embedding(ctx: Lowering, weight: Any, a: Any, *_: Any) -> Table:
     return replace(a, values=weight.detach()[a.values.long()])
 
 
-@lowers(aten.index.Tensor)
 def _index(ctx: Lowering, table: Any, indices: Sequence[Any]) -> Table:
     """table[levels], along the first axis of any table."""
     if len(indices) != 1 or not isinstance(indices[0], Table) or not isinstance(table, Tensor):
@@ -167,15 +180,48 @@ def _one_hot(ctx: Lowering, a: Any, classes: int = -1) -> Table:
 
 @lowers(aten.linear.default)
 def _linear(ctx: Lowering, a: Any, weight: Any, bias: Any = None) -> View:
-    """A 1x1 convolution over the last axis."""
+    """A product over the last axis."""
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        raise ctx.fail("the weights depend on the image or on a condition")
     v = ctx.view(a)
-    if v.axes[-1] != "c" or v.axes.count("c") != 1 or not isinstance(weight, Tensor):
-        raise ctx.fail(f"a linear layer over axes {v.axes}; supported is one channel axis, the last")
+    return contract(ctx, v, len(v.axes) - 1, weight, bias)
+
+
+def contract(ctx: Lowering, v: View, dim: int, weight: Tensor, bias: Tensor | None = None) -> View:
+    """The product over one axis of channels, as a 1x1 convolution; of positions, over whole images.
+
+    weight: (out, in), or (..., out, in) where the axes of channels other than `dim` have matrices of their own. Each
+    entry of those axes is a product of its own, so that none depends on another.
+    """
+    if v.axes[dim] in "yx" and not set(v.axes) - set("ncyx"):
+        v = gathered(ctx, v)
+    if v.axes[dim] != "c":
+        raise ctx.fail(
+            f"a product over axis {v.axes[dim]} of a tensor of axes {v.axes}; supported are channels, and the "
+            "positions of whole images"
+        )
     v = ctx.clean(v, (0, v.height, 0, v.width))
-    kept = v.refs != P.ZERO
+    axis = v.ref_axis(dim)
     w = weight.detach().to(torch.float32).numpy()
     b = None if bias is None else bias.detach().to(torch.float32).numpy()
-    out = ctx.new_map(w.shape[0], v.height, v.width)
+    inputs = np.moveaxis(v.refs, axis, -1)
+    try:
+        matrices = np.broadcast_to(w, (*inputs.shape[:-1], *w.shape[-2:]))
+    except ValueError:
+        raise ctx.fail(
+            f"matrices of shape {tuple(w.shape)} meet a tensor of axes {v.axes} and shape {v.shape}"
+        ) from None
+    results = np.empty((*inputs.shape[:-1], w.shape[-2]), np.int64)
+    for at in np.ndindex(inputs.shape[:-1]):
+        results[at] = _product(ctx, v, inputs[at], matrices[at], b)
+    whole = replace(v, shift=(0, 0), window=(0, v.height, 0, v.width))
+    return replace(whole, refs=np.moveaxis(results, -1, axis))
+
+
+def _product(ctx: Lowering, v: View, refs: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """The channels of a map that holds w @ refs + bias. w: (out, in)."""
+    kept = refs != P.ZERO
+    out = ctx.new_map(len(w), v.height, v.width)
     matrix = np.ascontiguousarray(w.T[None, kept])
-    ctx.build.add(P.ConvOp(out, v.refs[kept], (v.shift,), matrix, b, where=where(ctx.node)))
-    return ctx.whole(out, v.axes, [w.shape[0]])
+    ctx.build.add(P.ConvOp(out, refs[kept], (v.shift,), matrix, bias, where=where(ctx.node)))
+    return ctx.build.refs(out)

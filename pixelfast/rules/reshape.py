@@ -110,6 +110,9 @@ def reshape(ctx: Lowering, a: Any, old: Sequence[int], new: Sequence[int]) -> Vi
         return replace(a, moves=(*a.moves, ("reshape", tuple(old), tuple(new))))
     v = ctx.view(a)
     groups = match(v.axes, old, new, ctx.captured.shape[1:])
+    if groups is None and not set(v.axes) - set("ncyx"):  # whole images as vectors
+        v = gathered(ctx, v)
+        groups = match(v.axes, old, new)
     if groups is None:
         raise ctx.fail(
             f"reshape from {list(old)} ({v.axes}) to {list(new)} mixes positions with channels or batch; supported "
@@ -136,10 +139,84 @@ def reshape(ctx: Lowering, a: Any, old: Sequence[int], new: Sequence[int]) -> Vi
 
 
 def alike(ctx: Lowering, v: View, axes: str) -> View:
-    """The same tensor with its axes named `axes`, if it can be: axes of size 1 may be named otherwise."""
-    if "y" in axes and "y" not in v.axes and v.shape[axes.index("x")] == 1 and ctx.grid_of(v) == (1, v.width):
-        v = replace(on_grid(ctx, v, v.width, 1), axes=v.axes.replace("x", "y"))  # a sequence that is a column
-    return named(v, axes) or v
+    """The same tensor with its axes named `axes`, if it can be: axes of size 1 may be named otherwise, axes of channels
+    become positions, and positions channels."""
+    v = of_rank(v, len(axes))
+    if v.axes == axes or len(v.axes) != len(axes):
+        return v
+    renamed = named(v, axes)
+    if renamed is not None:
+        return renamed
+    if "x" in v.axes and "y" in axes and "y" not in v.axes:
+        if v.shape[axes.index("x")] == 1 and ctx.grid_of(v) == (1, v.width):  # a sequence that is a column
+            column = replace(on_grid(ctx, v, v.width, 1), axes=v.axes.replace("x", "y"))
+            return named(column, axes) or v
+        at = axes.index("y")
+        if v.axes[at] == "c" and v.axes == axes.replace("y", "c"):
+            return _stacked(ctx, v, at, axes)
+    if (
+        set(v.axes) == set("nc")
+        and {"x"} <= set(axes) <= set("ncyx")
+        and v.axes.index("n") == axes.index("n")
+    ):
+        return spread(ctx, v, axes)
+    if set(axes) == set("nc") and not set(v.axes) - set("ncyx") and v.axes.index("n") == axes.index("n"):
+        return gathered(ctx, v)
+    return v
+
+
+def _stacked(ctx: Lowering, v: View, dim: int, axes: str) -> View:
+    """Sequences as the rows of a grid."""
+    v = ctx.clean(v, (0, 1, 0, v.width))
+    rows = np.moveaxis(v.refs, v.ref_axis(dim), 0)
+    out = ctx.new_map(rows[0].size, len(rows), v.width, suffix=".rows")
+    for i, refs in enumerate(rows):
+        load = P.Instruction("load", refs=refs.reshape(-1), offset=v.shift)
+        ctx.build.add(P.MapOp(out, (load,), where(ctx.node), (i, 0, len(rows), 1)))
+    return ctx.whole(out, axes, rows.shape[1:])
+
+
+def of_rank(v: View, rank: int) -> View:
+    """The same with axes of size 1 in front, as broadcasting adds them."""
+    missing = rank - len(v.axes)
+    if missing <= 0:
+        return v
+    return replace(v, axes="c" * missing + v.axes, refs=v.refs.reshape((1,) * missing + v.refs.shape))
+
+
+def gathered(ctx: Lowering, v: View) -> View:
+    """The same tensor without positions: those along y and x become channels of maps that have one."""
+    at = [i for i, a in enumerate(v.axes.replace("n", "")) if a in "yx"]
+    if not at:
+        return v
+    axes = v.axes.replace("n", "")
+    v = _whole(ctx, v)
+    sizes = [v.height if a == "y" else v.width for a in axes if a in "yx"]
+    found = []
+    for i in range(v.height * v.width):
+        out = ctx.new_map(v.refs.size, 1, 1, suffix=f".flat/{i}")
+        load = P.Instruction("load", refs=v.refs.reshape(-1), flat=(i, 1))
+        ctx.build.add(P.MapOp(out, (load,), where(ctx.node)))
+        found.append(ctx.build.refs(out).reshape(v.refs.shape))
+    order = sorted(range(len(at)), key=lambda i: "yx".index(axes[at[i]]))
+    refs = np.stack(found).reshape(*[sizes[i] for i in order], *v.refs.shape)
+    refs = np.moveaxis(refs, range(len(at)), [at[i] for i in order])
+    return replace(ctx.whole(out, "", [v.refs.size]), axes=re.sub("[yx]", "c", v.axes), refs=refs)
+
+
+def spread(ctx: Lowering, v: View, axes: str) -> View:
+    """The inverse of `gathered`: some axes of channels become positions."""
+    letters = axes.replace("n", "")
+    rest = [i for i, a in enumerate(letters) if a == "c"]
+    positions = [letters.index(a) for a in "yx" if a in letters]
+    by_position = v.refs.transpose([*positions, *rest])
+    dims = by_position.shape[len(positions) :]
+    height, width = (1, *by_position.shape[: len(positions)])[-2:]
+    out = ctx.new_map(math.prod(dims), height, width, suffix=".grid")
+    for i, refs in enumerate(by_position.reshape(height * width, -1)):
+        phase = (i // width, i % width, height, width)
+        ctx.build.add(P.MapOp(out, (P.Instruction("load", refs=refs),), where(ctx.node), phase))
+    return ctx.whole(out, axes, dims)
 
 
 def _whole(ctx: Lowering, v: View) -> View:

@@ -1,0 +1,176 @@
+"""Rules for grids that grow and shrink: pools, windows, pixels to channels and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import plan as P
+from ..capture import where
+from ..lower import Lowering, View, lowers
+from .layout import _crop, _pad, aligned, every
+from .products import _conv2d, _pair
+from .reshape import alike, on_grid
+
+aten = torch.ops.aten
+
+
+def enlarged(ctx: Lowering, v: View, rows: int, columns: int) -> View:
+    """Every position so many times along y and x."""
+    v = ctx.clean(v, (0, v.height, 0, v.width))
+    return interleaved(ctx, [v] * (rows * columns), rows, columns)
+
+
+def interleaved(ctx: Lowering, parts: Sequence[View], rows: int, columns: int) -> View:
+    """Parts of one shape dealt to the positions of a grid, `rows` times `columns` as large."""
+    like = parts[0]
+    out = ctx.new_map(like.refs.size, like.height * rows, like.width * columns, suffix=".grown")
+    for i, part in enumerate(parts):
+        part = ctx.clean(part, (0, part.height, 0, part.width))
+        load = P.Instruction("load", refs=part.refs.reshape(-1), offset=part.shift)
+        ctx.build.add(P.MapOp(out, (load,), where(ctx.node), (i // columns, i % columns, rows, columns)))
+    return ctx.whole(out, like.axes, like.refs.shape)
+
+
+def dealt(ctx: Lowering, v: View, rows: int, columns: int) -> list[View]:
+    """The inverse: of each block of positions the first, the second, ..., row by row."""
+    found = []
+    for i in range(rows):
+        for j in range(columns):
+            part = _crop(_crop(v, "y", i, v.height - i), "x", j, v.width - j)
+            for axis, step in (("y", rows), ("x", columns)):
+                part = every(ctx, part, axis, step) if step > 1 else part
+            found.append(part)
+    return found
+
+
+def _grid(ctx: Lowering, a: Any, what: str) -> View:
+    v = ctx.view(a)
+    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
+    if v.axes != "ncyx":
+        raise ctx.fail(f"{what} over axes {v.axes}; supported is ncyx")
+    return v
+
+
+@lowers(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+def _upsample(ctx: Lowering, a: Any, *_: Any) -> View:
+    v = _grid(ctx, a, "an enlargement")
+    height, width = ctx.shape_of(ctx.node)[-2:]
+    if height % v.height or width % v.width:
+        raise ctx.fail(
+            f"it enlarges {v.height} x {v.width} to {height} x {width}; supported are integer factors"
+        )
+    return enlarged(ctx, v, height // v.height, width // v.width)
+
+
+@lowers(aten.pixel_shuffle.default)
+def _pixel_shuffle(ctx: Lowering, a: Any, factor: int) -> View:
+    """Channels (c, i, j) to position (i, j) of a block (Shi et al. 2016, equation 4)."""
+    v = _grid(ctx, a, "a shuffle")
+    refs = v.refs.reshape(-1, factor * factor)
+    return interleaved(ctx, [replace(v, refs=r) for r in refs.T], factor, factor)
+
+
+@lowers(aten.pixel_unshuffle.default)
+def _pixel_unshuffle(ctx: Lowering, a: Any, factor: int) -> View:
+    parts = dealt(ctx, _grid(ctx, a, "a shuffle"), factor, factor)
+    refs = np.stack([p.refs for p in parts], axis=1)
+    return replace(parts[0], refs=refs.reshape(-1))
+
+
+# --- windows --------------------------------------------------------------------------------------------------
+
+
+def _windows(
+    ctx: Lowering, v: View, kernel: Any, stride: Any, padding: Any, dilation: Any, value: float = 0
+) -> list[View]:
+    """For each offset in a window, row by row, what windows have there."""
+    (rows, columns), (py, px), (dy, dx) = _pair(kernel), _pair(padding), _pair(dilation)
+    (sy, sx) = _pair(stride)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in (
+        (v.height, py, dy, rows, sy), (v.width, px, dx, columns, sx)
+    )]  # fmt: skip
+    if py or px:
+        v = _pad(ctx, v, [px, px, py, py], "constant", value)
+    found = []
+    for i in range(rows):
+        for j in range(columns):
+            part = _crop(_crop(v, "y", i * dy, (size[0] - 1) * sy + 1), "x", j * dx, (size[1] - 1) * sx + 1)
+            for axis, step in (("y", sy), ("x", sx)):
+                part = every(ctx, part, axis, step) if step > 1 else part
+            found.append(part)
+    return found
+
+
+@lowers(aten.im2col.default)
+def _im2col(ctx: Lowering, a: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> View:
+    """Windows as channels (c, i, j), positions as a sequence."""
+    parts = aligned(ctx, _windows(ctx, _grid(ctx, a, "windows"), kernel, stride, padding, dilation))
+    refs = np.stack([p.refs for p in parts], axis=1).reshape(-1)
+    v = replace(parts[0], refs=refs)
+    return replace(on_grid(ctx, v, 1, v.height * v.width), axes="ncx")
+
+
+@lowers(aten.unfold.default)
+def _unfold(ctx: Lowering, a: Any, dim: int, size: int, step: int) -> View:
+    """Windows along one axis as channels, the last axis."""
+    v = ctx.view(a)
+    axis = v.axes[v.axis(dim)]
+    if axis == "c":
+        at = v.ref_axis(dim)
+        windows = np.lib.stride_tricks.sliding_window_view(v.refs, size, at)
+        index: list[Any] = [slice(None)] * windows.ndim
+        index[at] = slice(None, None, step)
+        return replace(v, axes=v.axes + "c", refs=windows[tuple(index)])
+    if axis not in "yx":
+        raise ctx.fail(f"windows along {axis}; supported are channels and positions")
+    kernel, stride = ((size, 1), (step, 1)) if axis == "y" else ((1, size), (1, step))
+    parts = aligned(ctx, _windows(ctx, v, kernel, stride, 0, 1))
+    return replace(parts[0], axes=v.axes + "c", refs=np.stack([p.refs for p in parts], axis=-1))
+
+
+@lowers(aten.avg_pool2d.default)
+def _avg_pool(
+    ctx: Lowering,
+    a: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil: bool = False,
+    count_padding: bool = True,
+    divisor: int | None = None,
+) -> View:
+    """Sums of windows, as a convolution, over how many positions they hold."""
+    v = _grid(ctx, a, "a pool")
+    if ceil:
+        raise ctx.fail("a pool of windows that leave the grid; supported is ceil_mode=False")
+    (rows, columns), channels = _pair(kernel), v.refs.size
+    eye = torch.eye(channels)[:, :, None, None] * torch.ones(rows, columns)
+    total = _conv2d(ctx, v, eye, None, _pair(stride or kernel), _pair(padding))
+    count: Any = float(divisor or rows * columns)
+    if not count_padding and not divisor:
+        one = torch.ones(1, 1, v.height, v.width)
+        count = torch.nn.functional.avg_pool2d(one, kernel, stride or kernel, padding, divisor_override=1)
+    return ctx.pointwise([total, count], ("div", 0, 1))
+
+
+@lowers(aten.max_pool2d.default)
+def _max_pool(
+    ctx: Lowering,
+    a: Any,
+    kernel: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil: bool = False,
+) -> View:
+    v = _grid(ctx, a, "a pool")
+    if ceil:
+        raise ctx.fail("a pool of windows that leave the grid; supported is ceil_mode=False")
+    windows = _windows(ctx, v, kernel, stride or kernel, padding, dilation, -torch.inf)
+    lines = [("max", -1 if i > 1 else 0, i) for i in range(1, len(windows))]
+    return ctx.pointwise(windows, *lines)
