@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 from ._recent import Recent
@@ -268,15 +270,20 @@ def _export(settled: _Settled, inputs: _Inputs) -> Exported:
 
 @contextlib.contextmanager
 def _spelled_out() -> Iterator[None]:
-    """While it lasts, PyTorch's layers of attention run op by op, not as one."""
+    """While it lasts, PyTorch's layers of attention run op by op, not as one, and do not look at the values of masks,
+    which would be control flow on them."""
     before = torch.backends.mha.get_fastpath_enabled()
+    looks = transformer._detect_is_causal_mask
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = looks
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Any]:
     """Composites stay, but for those that are only another way to write others."""
     table = torch.export.default_decompositions()

@@ -39,8 +39,9 @@ class LoweringError(ValueError):
 class Table:
     """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l.
 
-    `moves`: how the tensor came to be of another layout than (n, C, height, width, ...): reshapes and permutations
-    of the first four axes.
+    `moves`: how the tensor came to be of another layout than (n, C, height, width, ...): reshapes, permutations, slices
+    and paddings of the first four axes. Integers may be padded before they are looked up: the value that they are
+    padded with has a row of its own in `values`, after those of the levels.
     """
 
     values: Tensor
@@ -216,25 +217,30 @@ class Lowering:
                 of_colour = name if colours == 1 else f"{name}/{c}"
                 index = self.build.map(of_colour, h, w, channels, home, c * channels)
                 home = index if home is None else home
-                table = value.values[:, c].float().reshape(-1, channels).numpy()
+                table = value.values[: self.captured.levels, c].float().reshape(-1, channels).numpy()
                 self.build.add(P.InputOp(index, c, np.ascontiguousarray(table)))
                 refs.append(self.build.refs(index).reshape(dims))
             view = View("ncyx" + "c" * len(dims), np.stack(refs), h, w, (0, 0), (0, h, 0, w))
-            view = self._moved(view, value.moves, dims)
+            view = self._moved(view, value, dims)
             self._views[id(value)] = (value, view)  # the value is kept, so that its id stays its own
         return self._views[id(value)][1]
 
-    def _moved(self, view: View, moves: Sequence[tuple[Any, ...]], dims: tuple[int, ...]) -> View:
+    def _moved(self, view: View, table: Table, dims: tuple[int, ...]) -> View:
         """The view of a table after its moves, which leave its last axes, of sizes `dims`, alone."""
         from . import rules
 
-        for kind, *args in moves:
+        for kind, *args in table.moves:
             if kind == "reshape":
                 old, new = args
                 view = self.view(rules.reshape.reshape(self, view, (*old, *dims), (*new, *dims)))
-            else:
+            elif kind == "permute":
                 (order,) = args
                 view = rules.layout._permute(self, view, [*order, *range(len(order), len(order) + len(dims))])
+            elif kind == "slice":
+                view = self.view(rules.layout._slice(self, view, *args))
+            else:
+                pads, row = args
+                view = rules.layout.padded(self, view, [*[0, 0] * len(dims), *pads], table.values[row, 0])
         return view
 
     def is_computed(self, view: View) -> bool:

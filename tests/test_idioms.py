@@ -19,29 +19,9 @@ import pixelfast as pf
 from pixelfast import schedule as S
 
 SEED = 7
-# What is not supported yet, and why.
-NOT_YET = {
-    "shift by cat": "cat along rows or columns",
-    "channels last, normed": "layer_norm, gelu",
-    "convolutions over a sequence": "conv1d",
-    "transformer, filled scores": "cat along positions, an embedding of it, layer_norm, gelu",
-    "transformer, added mask": "cat along positions, mean over channels, pow",
-    "transformer, PyTorch's encoder": "a mask that PyTorch looks at, levels padded by a level, layer_norm",
-    "masked linear layers": "linear layers over a flattened image",
-}
-NOT_CAPTURED = {"transformer, PyTorch's encoder"}
-REFUSALS = (pf.LoweringError, pf.CaptureError)
-
-
-def marks(name: str) -> list:
-    reason, raises = NOT_YET.get(name), REFUSALS if name in NOT_CAPTURED else pf.LoweringError
-    return [pytest.mark.xfail(raises=raises, strict=False, reason=reason)] if reason else []
-
-
-every_idiom = pytest.mark.parametrize("name", [pytest.param(n, marks=marks(n)) for n in IDIOMS])
+every_idiom = pytest.mark.parametrize("name", IDIOMS)
 every_break = pytest.mark.parametrize(
-    ("name", "broken"),
-    [pytest.param(n, b, marks=marks(n)) for n, idiom in IDIOMS.items() for b in idiom.broken],
+    ("name", "broken"), [(n, b) for n, idiom in IDIOMS.items() for b in idiom.broken]
 )
 RUNGS = [("reference", None), *[pytest.param("cpu", *p.values, marks=p.marks) for p in ISAS]]
 every_rung = pytest.mark.parametrize(("backend", "isa"), RUNGS)
@@ -55,16 +35,10 @@ class IdiomCase(Case):
         super().__init__(idiom.build().train(), idiom.shape)
         self.idiom = idiom
         self.before = copy.deepcopy(self.module.state_dict())
-        self.refusal: ValueError | None = None
 
     @functools.cached_property
     def _captured(self) -> pf.Sampler:
-        if self.refusal is None:
-            try:
-                return pf.compile(self.module, **self.idiom.options, order="raster", backend="reference")
-            except REFUSALS as error:
-                self.refusal = error
-        raise self.refusal.with_traceback(None) from None
+        return pf.compile(self.module, **self.idiom.options, order="raster", backend="reference")
 
     def labels(self, n: int, first: int = 0) -> dict[str, Any]:
         return {"conditions": self.idiom.labels(n, first)}

@@ -114,6 +114,9 @@ def _broadcast_tensors(ctx: Lowering, values: Sequence[Any]) -> list[Any]:
 def _slice(
     ctx: Lowering, a: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
+    if isinstance(a, Table) and is_level(a):
+        rank = len(ctx.shape_of(ctx.node))
+        return replace(a, moves=(*a.moves, ("slice", dim % rank, start, end, step)))
     v = ctx.view(a)
     axis = v.axes[v.axis(dim)]
     if axis == "c":
@@ -193,7 +196,9 @@ def _getitem(ctx: Lowering, a: Any, index: int) -> Any:
 
 
 @lowers(aten.cat.default)
-def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
+def _cat(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View | Table:
+    if (table := _start_tokens(ctx, values, dim)) is not None:
+        return table
     views = [ctx.view(v) for v in values if isinstance(v, Table | View)]
     like = max(views, key=lambda v: "y" in v.axes)
     dim = like.axis(dim)
@@ -263,13 +268,50 @@ def side_by_side(ctx: Lowering, parts: Sequence[View], axis: str) -> View:
     return functools.reduce(lambda a, b: ctx.pointwise([a, b], ("add", 0, 1)), shown)
 
 
+def is_level(a: Table) -> bool:
+    """Whether a table holds integers that are still to be looked up."""
+    return a.values.ndim == 4 and not a.values.is_floating_point()
+
+
+def _pad_levels(a: Table, pads: Sequence[int], value: float) -> Table:
+    row = torch.full_like(a.values[:1], value)
+    return replace(
+        a, values=torch.cat([a.values, row]), moves=(*a.moves, ("pad", tuple(pads), len(a.values)))
+    )
+
+
+def _start_tokens(ctx: Lowering, values: Sequence[Any], dim: int) -> Table | None:
+    """Integers beside one constant: padding."""
+    tables = [v for v in values if isinstance(v, Table) and is_level(v)]
+    others = [v for v in values if isinstance(v, torch.Tensor) and v.numel() and (v == v.flatten()[0]).all()]
+    if len(tables) != 1 or len(tables) + len(others) != len(values) or not others:
+        return None
+    (constant, *more) = {v.flatten()[0].item() for v in others}
+    at = next(i for i, v in enumerate(values) if v is tables[0])
+    dim %= len(ctx.shape_of(ctx.node))
+    before, after = (sum(v.shape[dim] for v in part) for part in (values[:at], values[at + 1 :]))
+    pads = [0, 0] * (len(ctx.shape_of(ctx.node)) - 1 - dim) + [before, after]
+    return None if more else _pad_levels(tables[0], pads, constant)
+
+
+def padded(ctx: Lowering, a: Any, pads: Sequence[int], values: torch.Tensor) -> View:
+    """Padded along positions with `values`, of the size of the last axes, which is that of the unpadded ones."""
+    v = ctx.view(_pad(ctx, a, pads))
+    inside = [s or 1 for s in ctx.view(a).shape]
+    inside = [s if i >= len(inside) - len(pads) // 2 else 1 for i, s in enumerate(inside)]
+    around = torch.nn.functional.pad(torch.zeros(inside), list(pads), value=1.0)
+    return ctx.pointwise([v, around * values.float()], ("add", 0, 1)) if values.any() else v
+
+
 @lowers(aten.pad.default, aten.constant_pad_nd.default)
 def _pad(
     ctx: Lowering, a: Any, pads: Sequence[int], mode: Any = "constant", value: float | None = None
-) -> View:
-    v = ctx.view(a)
+) -> View | Table:
     if isinstance(mode, int | float):  # constant_pad_nd has no mode
         mode, value = "constant", mode
+    if isinstance(a, Table) and is_level(a) and mode == "constant" and min(pads) >= 0:
+        return _pad_levels(a, pads, int(value) if value else 0)
+    v = ctx.view(a)
     if mode != "constant":
         raise ctx.fail(
             f"pads with mode {mode!r}: copies of pixels, some of which are not drawn yet; supported is 'constant'"
