@@ -33,10 +33,13 @@ class Read(nn.Module):
         self.module, self.head, self.output, self.name = module, head, output, name
 
     def forward(self, images: Tensor, **conditions: Any) -> Tensor:
+        return self.read(self.module(images, **conditions), images)
+
+    def read(self, output: Any, images: Tensor) -> Tensor:
+        """The head's parameters, of what forward returned."""
         n, channels, height, width = images.shape
         size = None if isinstance(self.head, Custom) else n * height * width * self.head.outputs(channels)
-        output = _pick(self.module(images, **conditions), self.output, size, self.name)
-        return self.head.read(output, images)
+        return self.head.read(_pick(output, self.output, size, self.name), images)
 
 
 def _pick(output: Any, pick: Pick | None, size: int | None, name: str) -> Tensor:

@@ -19,12 +19,12 @@ from . import passes
 from . import plan as P
 from . import schedule as S
 from ._cpu import default_threads
-from .capture import Captured, capture, run, same_everywhere
+from .capture import Captured, run, same_everywhere
 from .explain import Explanation, explain
-from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
-from .inputs import Fed
-from .lower import Condition, lower
-from .outputs import Pick, Read, settle
+from .heads import Head
+from .lower import Condition
+from .outputs import Pick
+from .prepare import Planned, Prepared, check_shape, make_plan, prepare
 from .program import Program, assemble
 from .runtime import available_nbytes, load
 from .runtime import check as check_backend
@@ -78,55 +78,28 @@ def compile(
     """
     if order not in ORDERS:
         raise ValueError(f"[compile] order must be one of {', '.join(ORDERS)}, got {order!r}")
-    shape = _check_shape(shape)
+    shape = check_shape(shape)
     check_backend(backend, isa)
-    name = type(module).__name__
-    own = getattr(module, "head", None)
-    own = (
-        own if isinstance(own, Categorical | Bernoulli | LogisticMixture | Custom) else None
-    )  # not a layer called so
-    head = own if head is None else head
-    if head is None:
-        raise ValueError(
-            f"[compile] {name} does not say how its output is read; pass head=, "
-            "e.g. pixelfast.heads.Categorical(256)"
-        )
-    channels, classes = shape[0], None
-    if own is not None:
-        channels, classes = getattr(module, "channels", channels), getattr(module, "classes", None)
-    if channels != shape[0]:
-        raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
-    if conditions is None:
-        conditions = {"labels": torch.int64} if classes else {}
-    examples = {name: torch.zeros(2, dtype=dtype) for name, dtype in conditions.items()}
-    if to_input is not None:
-        module = Fed(module, to_input, head.levels)
-    module = Read(module, head, output, name)
-    captured = capture(module, shape=shape, levels=head.levels, conditions=examples, name=name)
-    head = settle(captured, head)
-    lowered = lower(captured, head)
-    plan = passes.prune(passes.split(lowered.plan))
-    plan.verify()
+    prepared = prepare(
+        module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
+    )
+    return sampler_of(prepared, make_plan(prepared), order=order, backend=backend, isa=isa)
+
+
+def sampler_of(
+    prepared: Prepared, planned: Planned, *, order: str = "auto", backend: str = "cpu", isa: str | None = None
+) -> Sampler:
+    """Schedule a plan, and load it. Raises `CausalityError`."""
     return Sampler(
-        plan,
-        _choose(plan, order),
-        captured=captured,
-        head=head,
-        conditions=lowered.conditions,
-        classes={"labels": classes} if classes else {},
+        planned.plan,
+        _choose(planned.plan, order),
+        captured=planned.captured,
+        head=planned.head,
+        conditions=planned.conditions,
+        classes=prepared.classes,
         backend=backend,
         isa=isa,
     )
-
-
-def _check_shape(shape: Any) -> tuple[int, int, int]:
-    try:
-        found = tuple(operator.index(s) for s in shape)
-    except TypeError:
-        found = ()
-    if len(found) != 3 or min(found) < 1:
-        raise ValueError(f"[compile] shape must be three positive integers (C, H, W), got {shape!r}")
-    return found[0], found[1], found[2]
 
 
 def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:

@@ -35,6 +35,39 @@ class CausalityError(ValueError):
     """The distribution of some pixel depends on that pixel or on later ones."""
 
 
+@dataclass(frozen=True)
+class Leak:
+    """The distribution of sub-pixel `of` depends on sub-pixel `on`, (colour, y, x) each, which is not drawn before it.
+
+    modules: those that the leak passes through, or the one that it is in. tap: (dy, dx) of that module which reads too
+    early; None where several modules leak, or attention does. reads: the name of what is read too early.
+    """
+
+    of: tuple[int, int, int]
+    on: tuple[int, int, int]
+    modules: tuple[str, ...]
+    tap: tuple[int, int] | None = None
+    reads: str = ""
+
+    @property
+    def place(self) -> str:
+        """A sentence that names the module."""
+        if not self.reads:
+            names = ", ".join(map(repr, self.modules))
+            return f"The leak passes through modules {names}: are their masks missing?"
+        where = f"The leak is in module {self.modules[0]!r}: its"
+        if self.tap is None:
+            return (
+                f"{where} attention reads {self.reads!r} at positions that are not drawn yet; is its mask missing, or "
+                "does it leave no position at all to some query?"
+            )
+        dy, dx = self.tap
+        return (
+            f"{where} tap at (dy={dy:+d}, dx={dx:+d}) reads {self.reads!r} too early; is its mask missing, or of the "
+            "wrong type?"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Order:
     """`steps`: int32 (C, H, W), the step at which each sub-pixel is drawn. `skew` is None for a fixed image."""
@@ -94,13 +127,16 @@ class _Dependence:
             result.append(ready)
         return result
 
-    def deadlines(self, order: Order) -> list[np.ndarray]:
-        """int32 (height, width) per op: the earliest step whose distribution depends on the element."""
+    def deadlines(self, until: np.ndarray) -> list[np.ndarray]:
+        """int32 (height, width) per op: the earliest step whose distribution depends on the element.
+
+        `until`: int32 (C, H, W), the step by which the distribution of each sub-pixel is needed.
+        """
         plan = self.plan
         of_map = [np.full((m.height, m.width), NEVER, np.int32) for m in plan.maps]
         result: list[np.ndarray] = []
         for op, reads in zip(reversed(plan.ops), reversed(self.links), strict=True):
-            due = order.steps[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
+            due = until[op.colour] if isinstance(op, HeadOp) else of_map[op.out][plan.written(op)]
             for link in reads:
                 link.push(np.minimum, due, of_map[link.read.map])
             result.append(due)
@@ -123,25 +159,38 @@ def on_maps(plan: Plan, of_ops: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def check_causal(plan: Plan, order: Order) -> None:
     """Raise `CausalityError`, naming the module, the tap and the first pixel, if the plan is not causal."""
+    leak = find_leak(plan, order)
+    if leak is not None:
+        raise CausalityError(
+            f"[compile] the model is not causal: the distribution of {_pixel(plan, *leak.of)} depends on "
+            f"{_pixel(plan, *leak.on)}, which is not drawn before it. {leak.place}"
+        )
+
+
+def find_leak(plan: Plan, order: Order, until: np.ndarray | None = None) -> Leak | None:
+    """The first leak, if the plan is not causal.
+
+    until: int32 (C, H, W), the step by which the distribution of each sub-pixel is needed, if not the order's own.
+    """
+    until = order.steps if until is None else until
     ready = _Dependence(plan).readiness(order)
     for op, r in zip(plan.ops, ready, strict=True):
-        if isinstance(op, HeadOp) and (r > order.steps[op.colour]).any():
+        if isinstance(op, HeadOp) and (r > until[op.colour]).any():
             break
     else:
-        return
-    y, x = np.argwhere(r > order.steps[op.colour])[0].tolist()
-    source = np.argwhere(order.steps == r[y, x] - 1)[0].tolist()
-    raise CausalityError(
-        f"[compile] the model is not causal: the distribution of {_pixel(plan, op.colour, y, x)} depends on "
-        f"{_pixel(plan, *source)}, which is not drawn before it. {_culprit(plan, order)}"
-    )
+        return None
+    y, x = np.argwhere(r > until[op.colour])[0].tolist()
+    c, v, u = np.argwhere(order.steps == r[y, x] - 1)[0].tolist()
+    return _blame(plan, order, until, (op.colour, y, x), (c, v, u))
 
 
 def _pixel(plan: Plan, colour: int, y: int, x: int) -> str:
     return f"pixel (y={y}, x={x})" if plan.shape[0] == 1 else f"pixel (y={y}, x={x}, colour={colour})"
 
 
-def _culprit(plan: Plan, order: Order) -> str:
+def _blame(
+    plan: Plan, order: Order, until: np.ndarray, of: tuple[int, int, int], on: tuple[int, int, int]
+) -> Leak:
     """Say which module leaks.
 
     A read lies on a leaking path where what it reads is ready later than the earliest distribution that it reaches.
@@ -152,7 +201,7 @@ def _culprit(plan: Plan, order: Order) -> str:
     """
     finer = passes.split_by_readers(plan)
     dependence = _Dependence(finer)
-    ready, due = dependence.readiness(order), dependence.deadlines(order)
+    ready, due = dependence.readiness(order), dependence.deadlines(until)
     of_map = on_maps(finer, ready)
     images = {op.out for op in finer.ops if isinstance(op, InputOp)}
     leaks: dict[str, list[tuple[int, Read]]] = {}
@@ -164,9 +213,7 @@ def _culprit(plan: Plan, order: Order) -> str:
     for where, reads in leaks.items():
         mended = dependence.readiness(order, {i: due[i] for i, _ in reads})
         heads = [
-            (r, order.steps[op.colour])
-            for op, r in zip(finer.ops, mended, strict=True)
-            if isinstance(op, HeadOp)
+            (r, until[op.colour]) for op, r in zip(finer.ops, mended, strict=True) if isinstance(op, HeadOp)
         ]
         if all((r <= t).all() for r, t in heads):
             mixes = any(isinstance(finer.ops[i], ConvOp | AttendOp) for i, _ in reads)
@@ -176,19 +223,12 @@ def _culprit(plan: Plan, order: Order) -> str:
             if rank > best_rank:
                 best, best_rank = where, rank
     if not best:
-        return f"The leak passes through modules {', '.join(map(repr, leaks))}: are their masks missing?"
+        return Leak(of, on, tuple(leaks))
     _, read = max(
         leaks[best], key=lambda leak: (leak[1].keys is not None, leak[1].dy, leak[1].dx, leak[1].map)
     )
-    if read.keys is not None:
-        return (
-            f"The leak is in module {best!r}: its attention reads {finer.maps[read.map].name!r} at positions that are "
-            "not drawn yet; is its mask missing, or does it leave no position at all to some query?"
-        )
-    return (
-        f"The leak is in module {best!r}: its tap at (dy={read.dy:+d}, dx={read.dx:+d}) reads "
-        f"{finer.maps[read.map].name!r} too early; is its mask missing, or of the wrong type?"
-    )
+    tap = None if read.keys is not None else (read.dy, read.dx)
+    return Leak(of, on, (best,), tap, finer.maps[read.map].name)
 
 
 def _exceeds(link: Link, values: np.ndarray, limits: np.ndarray) -> bool:
@@ -360,7 +400,7 @@ def _steps(dependence: _Dependence, order: Order) -> list[np.ndarray]:
     plan = dependence.plan
     ran = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
     steps: list[np.ndarray] = []
-    for i, (op, due) in enumerate(zip(plan.ops, dependence.deadlines(order), strict=True)):
+    for i, (op, due) in enumerate(zip(plan.ops, dependence.deadlines(order.steps), strict=True)):
         if isinstance(op, HeadOp):
             steps.append(np.maximum(order.steps[op.colour], 0))
             continue

@@ -1,0 +1,109 @@
+"""Prepare: a module and what was said about it, as one module that is captured; then captured, lowered and planned."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import passes
+from . import plan as P
+from .capture import Captured, capture
+from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
+from .inputs import Fed
+from .lower import Condition, lower
+from .outputs import Pick, Read, settle
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """`module` takes int64 images (N, C, H, W) and the conditions, and returns the head's parameters.
+
+    `examples`: for each condition, two values of its dtype. `classes`: how many values those have of which that is
+    known.
+    """
+
+    module: Read
+    name: str
+    shape: tuple[int, int, int]
+    head: Head
+    examples: dict[str, Tensor]
+    classes: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A captured model and its plan, split and pruned; `head` is of its own layout."""
+
+    captured: Captured
+    head: Head
+    conditions: tuple[Condition, ...]
+    plan: P.Plan
+
+
+def own_head(module: nn.Module) -> Head | None:
+    """The head that a module brings; not a layer that is called so."""
+    found = getattr(module, "head", None)
+    return found if isinstance(found, Categorical | Bernoulli | LogisticMixture | Custom) else None
+
+
+def prepare(
+    module: nn.Module,
+    *,
+    shape: tuple[int, int, int],
+    head: Head | None,
+    to_input: Callable[[Tensor], Tensor] | None,
+    conditions: Mapping[str, torch.dtype] | None,
+    output: Pick | None,
+) -> Prepared:
+    """Arguments as for `pixelfast.compile`. Raises `ValueError` where they do not fit the module."""
+    name, own = type(module).__name__, own_head(module)
+    head = own if head is None else head
+    if head is None:
+        raise ValueError(
+            f"[compile] {name} does not say how its output is read; pass head=, "
+            "e.g. pixelfast.heads.Categorical(256)"
+        )
+    channels, classes = shape[0], None
+    if own is not None:
+        channels, classes = getattr(module, "channels", channels), getattr(module, "classes", None)
+    if channels != shape[0]:
+        raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
+    if conditions is None:
+        conditions = {"labels": torch.int64} if classes else {}
+    examples = {key: torch.zeros(2, dtype=dtype) for key, dtype in conditions.items()}
+    if to_input is not None:
+        module = Fed(module, to_input, head.levels)
+    known = {"labels": classes} if classes else {}
+    return Prepared(Read(module, head, output, name), name, shape, head, examples, known)
+
+
+def make_plan(prepared: Prepared) -> Planned:
+    """Raises `CaptureError`, `LoweringError`, or `ValueError` where the output is not what the head reads."""
+    captured = capture(
+        prepared.module,
+        shape=prepared.shape,
+        levels=prepared.head.levels,
+        conditions=prepared.examples,
+        name=prepared.name,
+    )
+    head = settle(captured, prepared.head)
+    lowered = lower(captured, head)
+    found = passes.prune(passes.split(lowered.plan))
+    found.verify()
+    return Planned(captured, head, lowered.conditions, found)
+
+
+def check_shape(shape: Any, where: str = "compile") -> tuple[int, int, int]:
+    """(C, H, W) as integers. Raises `ValueError`."""
+    try:
+        found = tuple(operator.index(s) for s in shape)
+    except TypeError:
+        found = ()
+    if len(found) != 3 or min(found) < 1:
+        raise ValueError(f"[{where}] shape must be three positive integers (C, H, W), got {shape!r}")
+    return found[0], found[1], found[2]
