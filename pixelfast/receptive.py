@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .links import links
 from .plan import HeadOp, InputOp, Plan
+
+Places = Sequence[tuple[int, int, int]]  # (c, y, x) of sub-pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,20 @@ class ReceptiveField:
         return int(np.nonzero(self.mask)[1].max(initial=self.pixel[1]) - self.pixel[1])
 
     @property
+    def reach(self) -> np.ndarray:
+        """bool (H, W): the pixels before this one within `up` rows, and `left` and `right` columns."""
+        height, width = self.mask.shape
+        y, x = np.mgrid[:height, :width]
+        near = (y >= self.pixel[0] - self.up) & (x >= self.pixel[1] - self.left)
+        before = np.arange(height * width).reshape(height, width) < self.before
+        return near & (x <= self.pixel[1] + self.right) & before
+
+    @property
+    def blind(self) -> float:
+        """The blind spot: the fraction of the pixels within reach that are not seen."""
+        return float((self.reach & ~self.mask).sum() / max(self.reach.sum(), 1))
+
+    @property
     def seen(self) -> int:
         """Pixels before this one, in raster order, that are seen."""
         return int(self.mask.ravel()[: self.before].sum())
@@ -62,16 +79,65 @@ def receptive_field(plan: Plan, pixel: tuple[int, int] | None = None) -> Recepti
     y, x = (height - 1, width // 2) if pixel is None else pixel
     if not (0 <= y < height and 0 <= x < width):
         raise ValueError(f"[receptive_field] pixel must lie in {height} x {width}, got ({y}, {x})")
-    needed = [np.zeros((m.height, m.width), bool) for m in plan.maps]
-    seen = np.zeros((height, width), bool)
-    for op in reversed(plan.ops):
-        if isinstance(op, HeadOp):
-            at = np.zeros((height, width), bool)
-            at[y, x] = True
-        else:
-            at = needed[op.out][plan.written(op)]
-        if isinstance(op, InputOp):
-            seen |= at
-        for link in links(plan, op):
-            link.push(np.logical_or, at, needed[link.read.map])
-    return ReceptiveField((y, x), seen)
+    seen = seen_by(plan, [(c, y, x) for c in range(plan.shape[0])])
+    return ReceptiveField((y, x), np.logical_or.reduce(seen, axis=(0, 1)))
+
+
+def seen_by(plan: Plan, targets: Places) -> np.ndarray:
+    """bool (targets, C, H, W): the sub-pixels that the distribution of each of some sub-pixels (c, y, x) depends on."""
+
+    def of(targets: Places, found: np.ndarray) -> None:
+        needed = [np.zeros((m.height, m.width), np.uint64) for m in plan.maps]
+        for op in reversed(plan.ops):
+            if isinstance(op, HeadOp):
+                at = _bits(plan, targets, op.colour)
+            else:
+                at = needed[op.out][plan.written(op)]
+            if isinstance(op, InputOp):
+                found[op.colour] |= at
+            for link in links(plan, op):
+                link.push(np.bitwise_or, at, needed[link.read.map])
+
+    return _in_words(plan, targets, of)
+
+
+def seeing(plan: Plan, sources: Places) -> np.ndarray:
+    """bool (sources, C, H, W): the sub-pixels whose distribution depends on each of some sub-pixels (c, y, x)."""
+
+    def of(sources: Places, found: np.ndarray) -> None:
+        reached = [np.zeros((m.height, m.width), np.uint64) for m in plan.maps]
+        for op in plan.ops:
+            at = (
+                _bits(plan, sources, op.colour)
+                if isinstance(op, InputOp)
+                else np.zeros(plan.grid(op), np.uint64)
+            )
+            for link in links(plan, op):
+                link.pull(np.bitwise_or, reached[link.read.map], at)
+            if isinstance(op, HeadOp):
+                found[op.colour] |= at
+            else:
+                reached[op.out][plan.written(op)] = at
+
+    return _in_words(plan, sources, of)
+
+
+def _in_words(plan: Plan, places: Places, of: Callable[[Places, np.ndarray], None]) -> np.ndarray:
+    """As many places at a time as a word has bits."""
+    result = np.zeros((len(places), *plan.shape), bool)
+    for start in range(0, len(places), 64):
+        part = places[start : start + 64]
+        found = np.zeros(plan.shape, np.uint64)
+        of(part, found)
+        for i in range(len(part)):
+            result[start + i] = (found >> np.uint64(i)) & np.uint64(1)
+    return result
+
+
+def _bits(plan: Plan, places: Places, colour: int) -> np.ndarray:
+    """uint64 (H, W): bit i where the i-th of the places is, if it is of that colour."""
+    found = np.zeros(plan.shape[1:], np.uint64)
+    for i, (c, y, x) in enumerate(places):
+        if c == colour:
+            found[y, x] |= np.uint64(1) << np.uint64(i)
+    return found

@@ -1,10 +1,13 @@
 """The receptive field read off a plan is where the network's gradient is not zero."""
 
+import numpy as np
 import pytest
 import torch
+from random_networks import FIXED, fixed
+from zoo import SPECS, case_of, dependence, pyramid
 
 import pixelfast as pf
-from pixelfast.receptive import receptive_field
+from pixelfast.receptive import receptive_field, seeing, seen_by
 
 
 @pytest.mark.parametrize("kind", [pf.models.PixelCNN, pf.models.GatedPixelCNN])
@@ -30,6 +33,8 @@ def test_its_numbers():
     assert field.pixel == (5, 10)
     assert (field.up, field.left, field.right) == (3, 3, 3)
     assert field.before == 5 * 20 + 10
+    assert field.reach.sum() == 3 * 7 + 3
+    assert field.blind == 1 - 21 / 24
     assert field.seen == field.mask.sum() == 3 + 5 + 6 + 7  # the blind spot, upper right, grows by one a row
     assert str(field) == "3 up, 3 left, 3 right of pixel (5, 10); it sees 21 of the 110 pixels before it"
 
@@ -41,3 +46,11 @@ def test_the_first_pixel_sees_nothing():
     assert (field.up, field.left, field.right, field.seen, field.before) == (0, 0, 0, 0, 0)
     with pytest.raises(ValueError, match=r"\[receptive_field\] pixel must lie in 2 x 2, got \(2, 0\)"):
         receptive_field(plan, (2, 0))
+
+
+@pytest.mark.parametrize("case", [case_of(SPECS[3]), case_of(SPECS[9]), pyramid(), fixed(FIXED[0])], ids=str)
+def test_what_sees_and_what_is_seen_are_the_dependence_that_is_measured(case):
+    every = list(np.ndindex(*case.shape))
+    measured = dependence(case)
+    assert (seen_by(case.plan, every).reshape(len(every), -1) == measured).all()
+    assert (seeing(case.plan, every).reshape(len(every), -1) == measured.T).all()

@@ -109,3 +109,32 @@ def test_unwritable_paths_are_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError, match="file is not a directory"):
         viz.save_grid(images, tmp_path / "file" / "grid.png")
+
+
+# --- receptive fields ---------------------------------------------------------------------------------------
+
+
+def test_a_field_has_a_cell_per_pixel_and_a_legend():
+    picture = np.asarray(viz.field([".#o", "#@ "], scale=8))
+    cells = picture[2 + 1 : 2 + 16 : 8, 2 + 1 : 2 + 24 : 8]
+    assert cells[0, 1].tolist() == cells[1, 0].tolist() == [66, 122, 196]
+    assert cells[1, 1].max() < 64
+    assert cells[1, 2].tolist() == [255, 255, 255]
+    hatched = picture[2:9, 18:25]
+    assert len(np.unique(hatched.reshape(-1, 3), axis=0)) == 2
+    assert picture.shape[0] == 16 + 8 + 5 * 18  # no line for leaks
+    assert (picture[26:, 20:] < 128).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, r"\[field\] rows must be strings of one length"),
+        (["##", "#"], {}, r"\[field\] rows must be strings of one length"),
+        (["#?"], {}, r"\[field\] rows must be strings of one length, of '#o. !@', got \['#\?'\]"),
+        (["#@"], {"scale": 0}, r"\[field\] scale must be at least 1, got 0"),
+    ],
+)
+def test_bad_fields_are_refused(rows, options, message):
+    with pytest.raises(ValueError, match=message):
+        viz.field(rows, **options)
