@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, heads, inputs, models, viz
+    from . import data, heads, inputs, models, testing, viz
+    from ._audit import Audit, audit
     from .capture import CaptureError
     from .heads import bits_per_dim
     from .lower import LoweringError
@@ -22,22 +23,26 @@ __version__ = "0.1.0"
 
 # Loaded when first used, so that what needs no torch (`pixelfast --help`) starts without it.
 _HOME = {
+    "Audit": "_audit",
     "CaptureError": "capture",
     "CausalityError": "schedule",
     "LoweringError": "lower",
     "Sample": "sampler",
     "Sampler": "sampler",
+    "audit": "_audit",
     "bits_per_dim": "heads",
     "compile": "sampler",
     "load": "models",
 }
 
 __all__ = [
+    "Audit",
     "CaptureError",
     "CausalityError",
     "LoweringError",
     "Sample",
     "Sampler",
+    "audit",
     "bits_per_dim",
     "compile",
     "data",
@@ -45,12 +50,13 @@ __all__ = [
     "inputs",
     "load",
     "models",
+    "testing",
     "viz",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("data", "heads", "inputs", "models", "viz"):
+    if name in ("data", "heads", "inputs", "models", "testing", "viz"):
         return importlib.import_module(f".{name}", __name__)
     if name in _HOME:
         return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

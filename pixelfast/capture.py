@@ -99,10 +99,10 @@ def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
-    return _inner(paths[-1] if paths else "") or node.name
+    return inner_path(paths[-1] if paths else "") or node.name
 
 
-def _inner(path: str) -> str:
+def inner_path(path: str) -> str:
     """A path without the wrappers around the caller's module."""
     parts = path.split(".")
     while parts and parts[0] == "module":
@@ -145,11 +145,11 @@ def capture(
     scripted = [path for path, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:  # scripted functions are fine
         raise CaptureError(
-            f"[compile] {name}: {_inner(scripted[0]) or 'it'} is a TorchScript module; pass the module that it was "
+            f"[compile] {name}: {inner_path(scripted[0]) or 'it'} is a TorchScript module; pass the module that it was "
             "made of, or set PYTORCH_JIT=0 in the environment, so that torch.jit.script does nothing"
         )
-    frozen = _copy(module)
-    with torch.no_grad(), _unvalidated():
+    frozen = inference_copy(module)
+    with torch.no_grad(), unvalidated():
         output = frozen(images, **conditions)
     if not isinstance(output, Tensor):
         raise CaptureError(f"[compile] {name}.forward must return one tensor, got a {type(output).__name__}")
@@ -161,11 +161,11 @@ def capture(
     ]
     if bad:
         raise CaptureError(
-            f"[compile] {name}: {_inner(bad[0])} holds NaN or infinite values"
+            f"[compile] {name}: {inner_path(bad[0])} holds NaN or infinite values"
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
     try:
-        with torch.no_grad(), _unvalidated(), _spelled_out(), warnings.catch_warnings():
+        with torch.no_grad(), unvalidated(), _spelled_out(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
             exported = exported.run_decompositions(_decompositions())
@@ -177,7 +177,7 @@ def capture(
     captured = _sort(exported, shape, levels, images, conditions, name)
     _check(captured, images, conditions, output)
     fresh = _example_images(shape, levels, generator)
-    with torch.no_grad(), _unvalidated():
+    with torch.no_grad(), unvalidated():
         _check(captured, fresh, conditions, frozen(fresh, **conditions))
     captured.verify()
     return captured
@@ -200,7 +200,7 @@ def _decompositions() -> dict[Any, Any]:
 
 
 @contextlib.contextmanager
-def _unvalidated() -> Iterator[None]:
+def unvalidated() -> Iterator[None]:
     """Without torch.distributions' checks of arguments, which are control flow on tensor values."""
     before = Distribution._validate_args
     Distribution.set_default_validate_args(False)
@@ -210,7 +210,7 @@ def _unvalidated() -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def _copy(module: nn.Module) -> nn.Module:
+def inference_copy(module: nn.Module) -> nn.Module:
     """The module for inference: on the CPU, in float32, without dropout or gradients."""
     memo: dict[int, Any] = {}  # deepcopy refuses results of computations: normed weights, cached activations
     for part in module.modules():

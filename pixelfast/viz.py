@@ -25,6 +25,7 @@ _FIELD = {  # of a receptive field's picture: a character of its text, its colou
     ".": ((226, 228, 232), "before, out of reach"),
     " ": (_BACKGROUND, "not drawn yet"),
     "!": ((202, 32, 32), "seen too early: a leak"),
+    "?": ((252, 240, 190), "not measured"),
     "@": (_INK, "the pixel"),
 }
 
@@ -95,7 +96,8 @@ def field(rows: Sequence[str], *, scale: int | None = None) -> Image.Image:
     """Draw a receptive field as an RGB picture with a legend.
 
     rows: strings, one per row of pixels, of "@" (the pixel), "#" (what it sees), "o" (its blind spot, hatched), "."
-        (what is before it and out of reach), " " (what is not drawn yet) and "!" (what it sees too early).
+        (what is before it and out of reach), " " (what is not drawn yet), "!" (what it sees too early) and
+        "?" (what nobody looked at).
     scale: the side of a pixel in the picture; if None, such that the picture is about 400 pixels wide.
 
     Raises ValueError for rows that are not such strings of one length.

@@ -1,0 +1,281 @@
+"""Audit: what a model depends on, whether it may be sampled, and what that costs; also of models that do not compile.
+
+the plan, where there is one        exact: leaks, receptive field, steps
+a copy of the module, run           independent of it: dependence, the batch, chance, sizes, scores, cost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import receptive
+from .. import schedule as S
+from ..capture import CaptureError
+from ..heads import Head, LogisticMixture
+from ..lower import LoweringError
+from ..outputs import Pick
+from ..plan import Plan
+from ..prepare import Planned, Prepared, check_shape, make_plan, own_head, prepare
+from ..sampler import Sampler, sampler_of
+from . import checks
+from .guess import guess
+from .measure import Effects, Manner, manner, measure, said, suspect
+from .results import Audit, Field, Measured, Steps, Stopped
+
+__all__ = ["Audit", "audit", "first_leak"]
+
+
+def audit(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    head: Head | None = None,
+    to_input: Callable[[Tensor], Tensor] | None = None,
+    conditions: Mapping[str, torch.dtype] | None = None,
+    output: Pick | None = None,
+    seconds: float = 20.0,
+    progress: bool = False,
+) -> Audit:
+    """Find out whether a model is autoregressive, what it sees, and what is wrong with it. `print` the result.
+
+    The module is left untouched: copies of it are examined, in eval mode, on the CPU. A model that is not causal, or
+    cannot be compiled, is audited all the same; what cannot be read off its weights is then measured.
+
+    Compiling takes as long as it does for `pixelfast.compile`. Besides, forward runs some 50 times on one image in
+    float64, and a few times in float32 on images up to twice as large.
+
+    **Arguments:**
+
+    - `shape`: (C, H, W) of an image.
+    - `head`, `to_input`, `conditions`, `output`: as for `pixelfast.compile`. A head that is neither given nor the
+        module's own is guessed from how much forward returns, and so is whether it takes levels or floats in [-1, 1].
+    - `seconds`: how long to measure a model that cannot be planned; what is measured is then the nearest pixels.
+    - `progress`: show a bar.
+
+    Raises `ValueError` for bad arguments: also where forward does not take images of that shape.
+    """
+    with tqdm(total=7, desc="audit", disable=not progress, leave=False) as bar:
+
+        def stage(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update(1)
+
+        stage("read")
+        prepared, note = _prepared(module, shape, head, to_input, conditions, output)
+        how = manner(prepared)
+        stage("plan")
+        planned, stopped = _planned(prepared)
+        stage("measure")
+        found = _dependence(prepared, how, planned, seconds)
+        stage("compile")
+        sampler: Sampler | None = None
+        if planned is not None and found.leak is None:
+            sampler, stopped = _compiled(prepared, planned)
+        stage("sizes")
+        sizes = checks.sizes(prepared, how)
+        batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
+        stage("scores")
+        scores = None if sampler is None else checks.scores(sampler, prepared)
+        stage("cost")
+        cost = checks.cost(prepared, how, sampler)
+    return Audit(
+        name=prepared.name,
+        shape=prepared.shape,
+        read_as=_described(prepared.head if planned is None else planned.head) + note,
+        stopped=stopped,
+        exact=planned is not None,
+        leak=found.leak,
+        spatial_leak=found.spatial,
+        colour_leak=found.colour,
+        colours=found.colours,
+        measured=found.measured,
+        field=found.field,
+        steps=_steps(planned.plan) if planned is not None and found.leak is None else None,
+        batch=batch,
+        chance=chance,
+        sizes=sizes,
+        scores=scores,
+        cost=cost,
+    )
+
+
+def first_leak(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    head: Head | None = None,
+    to_input: Callable[[Tensor], Tensor] | None = None,
+    conditions: Mapping[str, torch.dtype] | None = None,
+    output: Pick | None = None,
+    seconds: float = 20.0,
+) -> S.Leak | None:
+    """Only the first leak: None where the model is causal. Arguments as for `audit`."""
+    prepared, _ = _prepared(module, shape, head, to_input, conditions, output)
+    planned, _ = _planned(prepared)
+    if planned is not None:
+        return S.find_leak(planned.plan, S.raster(prepared.shape))
+    how = manner(prepared)
+    leak = measure(prepared, how, pixel=_target(prepared.shape), seconds=seconds).leak()
+    return leak and _located(prepared, how, leak)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------
+
+
+def _prepared(
+    module: nn.Module, shape: Any, head: Head | None, to_input: Any, conditions: Any, output: Any
+) -> tuple[Prepared, str]:
+    shape = check_shape(shape, "audit")
+    note = ""
+    if head is None and own_head(module) is None:
+        head, fed = guess(module, shape, to_input, conditions, output)
+        note = ", as a guess from its size; levels go in " + (
+            "as they are"
+            if fed is None
+            else "as floats in [-1, 1]"
+            if to_input is None
+            else "as to_input says"
+        )
+        to_input = fed
+    prepared = prepare(
+        module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
+    )
+    return prepared, note
+
+
+def _described(head: Head) -> str:
+    if isinstance(head, LogisticMixture):
+        return f"LogisticMixture({head.mixtures}, levels={head.levels})"
+    return f"{'probabilities' if getattr(head, 'probabilities', False) else 'logits'} of {head.levels} levels"
+
+
+def _planned(prepared: Prepared) -> tuple[Planned | None, Stopped | None]:
+    try:
+        return make_plan(prepared), None
+    except CaptureError as error:
+        return None, Stopped("capture", _short(error))
+    except LoweringError as error:
+        return None, Stopped("lower", _short(error))
+    except Exception as error:  # a bug, or an output that is not what the head reads
+        return None, Stopped("plan", _short(error))
+
+
+def _compiled(prepared: Prepared, planned: Planned) -> tuple[Sampler | None, Stopped | None]:
+    try:
+        return sampler_of(prepared, planned), None
+    except Exception as error:
+        return None, Stopped("load", _short(error))
+
+
+def _short(error: Exception) -> str:
+    return said(error).removeprefix("[compile] ")
+
+
+@dataclass(frozen=True, eq=False)
+class _Dependence:
+    leak: S.Leak | None
+    spatial: S.Leak | None
+    colour: S.Leak | None
+    colours: tuple[tuple[int, ...], ...]
+    field: Field
+    measured: Measured
+
+
+def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, seconds: float) -> _Dependence:
+    shape, pixel = prepared.shape, _target(prepared.shape)
+    effects = measure(prepared, how, pixel=pixel, seconds=seconds if planned is None else None)
+    if planned is None:
+        mask, known = effects.field(pixel)
+        return _Dependence(
+            *(_located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")),
+            effects.colours(pixel),
+            _field(receptive.ReceptiveField(pixel, mask), known),
+            _measured(effects),
+        )
+    plan = planned.plan
+    when = S.raster(shape)
+    leak = S.find_leak(plan, when)
+    spatial = leak and _spatial(plan, when)
+    field = receptive.receptive_field(plan, pixel)
+    return _Dependence(
+        leak,
+        spatial,
+        leak if leak and leak.of[1:] == leak.on[1:] and shape[0] > 1 else leak and _colour(plan, pixel),
+        _colours(plan, pixel),
+        _field(field, np.ones_like(field.mask)),
+        _measured(effects, plan),
+    )
+
+
+def _located(prepared: Prepared, how: Manner, leak: S.Leak | None) -> S.Leak | None:
+    try:
+        return leak and suspect(prepared, how, leak)
+    except Exception:  # only a hint is lost
+        return leak
+
+
+def _target(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The pixel whose receptive field is shown: it sees the most."""
+    return shape[1] - 1, shape[2] // 2
+
+
+def _spatial(plan: Plan, order: S.Order) -> S.Leak | None:
+    """The first leak to another pixel, or to the pixel itself where it has one colour."""
+    colours = plan.shape[0]
+    return S.find_leak(plan, order, (order.steps // colours + 1) * colours if colours > 1 else order.steps)
+
+
+def _colour(plan: Plan, pixel: tuple[int, int]) -> S.Leak | None:
+    """A leak inside a pixel, of a model that leaks from later pixels too: of what pixel's, no module is known."""
+    colours = range(plan.shape[0])
+    if len(colours) == 1:
+        return None
+    for c, seen in enumerate(receptive.seen_by(plan, [(c, *pixel) for c in colours])):
+        late = [on for on in colours if on >= c and seen[on, *pixel]]
+        if late:
+            return S.Leak((c, *pixel), (late[0], *pixel), ())
+    return None
+
+
+def _colours(plan: Plan, pixel: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+    colours = range(plan.shape[0])
+    seen = receptive.seen_by(plan, [(c, *pixel) for c in colours])
+    return tuple(tuple(e for e in range(c) if seen[c, e, *pixel]) for c in colours)
+
+
+def _field(field: receptive.ReceptiveField, known: np.ndarray) -> Field:
+    height, width = field.mask.shape
+    reach = field.reach & known
+    before = np.arange(height * width).reshape(height, width) < field.before
+    cells = np.where(before, ".", " ")
+    cells[field.reach] = "o"
+    cells[~known & (field.reach | before)] = "?"
+    cells[field.mask] = "#"
+    cells[field.mask & ~before] = "!"
+    cells[field.pixel] = "@"
+    rows = tuple("".join(row) for row in cells.tolist())
+    seen = int((reach & field.mask).sum())
+    return Field(field.pixel, rows, field.up, field.left, field.right, int(reach.sum()), seen)
+
+
+def _measured(effects: Effects, plan: Plan | None = None) -> Measured:
+    places, seen = effects.singles()
+    number = len(effects.changes)
+    complete = len({(c, y, x) for colours, y, x in effects.changes for c in colours}) == seen[0].size
+    if plan is None:
+        return Measured(number, complete, effects.dtype)
+    planned = receptive.seeing(plan, places)
+    missed = [((c, y, x), places[i]) for i, c, y, x in np.argwhere(seen & ~planned).tolist()]
+    return Measured(number, complete, effects.dtype, tuple(missed), int((planned & ~seen).sum()))
+
+
+def _steps(plan: Plan) -> Steps:
+    skew = S.find_skew(plan)
+    return Steps(skew, S.wavefront(plan.shape, skew).count, S.raster(plan.shape).count)
