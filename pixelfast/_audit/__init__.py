@@ -192,9 +192,14 @@ def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, second
     shape, pixel = prepared.shape, _target(prepared.shape)
     effects = measure(prepared, how, pixel=pixel, seconds=seconds if planned is None else None)
     if planned is None:
+        leak, spatial, colour = (
+            _located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")
+        )
         mask, known = effects.field(pixel)
         return _Dependence(
-            *(_located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")),
+            leak,
+            spatial,
+            colour,
             effects.colours(pixel),
             _field(receptive.ReceptiveField(pixel, mask), known),
             _measured(effects),

@@ -227,7 +227,7 @@ class Effects:
 
 
 def measure(prepared: Prepared, manner: Manner, *, pixel: tuple[int, int], seconds: float | None) -> Effects:
-    """Change some sub-pixels; and, given `seconds`, as many whole pixels as there is time for, nearest to `pixel` first."""
+    """Change some sub-pixels; and, given `seconds`, whole pixels from `pixel` outwards, for so long."""
     singles = _sample(prepared.shape, pixel)
     rest = [] if seconds is None else _nearest(prepared.shape, pixel)
     rest = [change for change in rest if change not in singles]
@@ -308,30 +308,32 @@ def _changed(base: Tensor, changes: Sequence[Change], levels: int, generator: to
 
 def suspect(prepared: Prepared, manner: Manner, leak: Leak) -> Leak:
     """The leak with the module in whose output, at the pixel that must not depend on it, it is first seen."""
-    (c, y, x), (_, *at) = leak.on, leak.of
+    (c, y, x), (_, v, u) = leak.on, leak.of
     runner = Runner(prepared)
     images = runner.images(1, 3).repeat(2, 1, 1, 1)
     images[1, c, y, x] = (images[1, c, y, x] + runner.head.levels // 2) % runner.head.levels
-    outputs: list[dict[str, Tensor]] = []
-    for image in images:
-        kept: dict[str, Tensor] = {}
-        hooks = [
-            part.register_forward_hook(lambda *args, path=inner_path(name): _keep(kept, path, args[-1]))
-            for name, part in runner.module.named_modules()
-            if inner_path(name)
-        ]
-        runner.run(image[None].repeat(manner.least, 1, 1, 1))
-        outputs.append(dict(kept))
-        for hook in hooks:
-            hook.remove()
-    for path, first in outputs[0].items():
-        second = outputs[1].get(path)
-        inside = second is not None and second.shape == first.shape and first.shape[2:] == prepared.shape[1:]
-        if inside and not torch.allclose(first[0, :, *at], second[0, :, *at], rtol=1e-5, atol=1e-6):
+    before, after = (_outputs(runner, image.repeat(manner.least, 1, 1, 1)) for image in images)
+    for path, first in before.items():
+        second = after.get(path, first)
+        inside = second.shape == first.shape and first.shape[2:] == prepared.shape[1:]
+        if inside and not torch.allclose(first[0, :, v, u], second[0, :, v, u], rtol=1e-5, atol=1e-6):
             return replace(leak, modules=(path,))
     return leak
 
 
-def _keep(kept: dict[str, Tensor], path: str, output: Any) -> None:
-    if isinstance(output, Tensor) and output.ndim == 4:
-        kept.setdefault(path, output.detach().double())
+def _outputs(runner: Runner, images: Tensor) -> dict[str, Tensor]:
+    """By name, what each module returns at its first call, if that is a feature map; in the order of returning."""
+    kept: dict[str, Tensor] = {}
+
+    def hook(path: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if path and isinstance(output, Tensor) and output.ndim == 4:
+                kept.setdefault(path, output.detach())
+
+        return keep
+
+    hooks = [p.register_forward_hook(hook(inner_path(name))) for name, p in runner.module.named_modules()]
+    runner.run(images)
+    for handle in hooks:
+        handle.remove()
+    return kept
