@@ -24,6 +24,7 @@ _MIXTURE = "logistic-mixture"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser._negative_number_matcher = re.compile(r"-\d")  # or else -1,1 would be taken for an option
     parser.add_argument(
         "model", help="package.module:factory, called without arguments, or a folder that train wrote"
     )

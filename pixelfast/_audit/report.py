@@ -134,7 +134,7 @@ def _field(audit: Audit) -> Lines:
     known = ", of what was measured" if any("?" in row for row in f.rows) else ""
     yield "ok", "receptive field", f"{f.up} up, {f.left} left, {f.right} right of pixel (y={y}, x={x}){known}"
     if f.seen == f.reach:
-        yield "ok", "blind spot", f"none: all {f.reach:,} pixels within reach are seen{known}"
+        yield "ok", "blind spot", f"none: every pixel within reach is seen, {f.reach:,} in all{known}"
     else:
         text = f"{f.blind:.1%} of the {f.reach:,} pixels within reach are not seen{known}"
         yield "warn", "blind spot", text
@@ -176,7 +176,7 @@ def _batch(audit: Audit) -> Lines:
 def _chance(audit: Audit) -> Lines:
     c = audit.chance
     if c.random:
-        by = f": {', '.join(c.sources)}" if c.sources else ""
+        by = f" (drawn by {', '.join(c.sources)})" if c.sources else ""
         text = f"in eval mode two runs on the same images differ; something random is left on{by}"
         yield "FAIL", "dropout", text
     else:
@@ -230,7 +230,8 @@ def _cost(audit: Audit) -> Lines:
 
 def _compiles(audit: Audit) -> Lines:
     if audit.stopped is not None:
-        yield "warn", "pixelfast", f"cannot compile it ({audit.stopped.stage}): {audit.stopped.message}"
+        stage, message = audit.stopped.stage, audit.stopped.message
+        yield "FAIL" if stage == "plan" else "warn", "pixelfast", f"cannot compile it ({stage}): {message}"
     elif audit.leak is not None:
         yield "note", "pixelfast", "cannot compile it before it is causal"
 

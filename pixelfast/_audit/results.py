@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Where compiling the model stopped, and why. `stage`: "capture", "lower", "plan" or "load"."""
+    """Where compiling the model stopped, and why.
+
+    stage: "capture" or "lower", for what pixelfast cannot do; "plan" where the output is not what the head reads;
+        "load".
+    """
 
     stage: str
     message: str

@@ -113,7 +113,7 @@ def manner(prepared: Prepared) -> Manner:
             breaks[n] = said(error)
     if len(breaks) == 2:
         shape = (2, *prepared.shape)
-        raise ValueError(f"[audit] {prepared.name} does not take images of shape {shape}: {breaks[2]}")
+        raise ValueError(f"[audit] {prepared.name} cannot be run on images of shape {shape}: {breaks[2]}")
     n = 1 if 2 in breaks else 2
     images = runner.images(n, 1)
     with watching(runner.module) as watch:
@@ -224,6 +224,19 @@ class Effects:
             known[y, x] |= len(colours) == self.shape[0]
             mask[y, x] |= bool(seen[:, *pixel].any())
         return mask, known | mask
+
+
+def target(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The pixel whose receptive field is shown: it sees the most."""
+    return shape[1] - 1, shape[2] // 2
+
+
+def colour_leaks(prepared: Prepared) -> bool:
+    """Whether some colour of one pixel depends on itself, or on a later one."""
+    y, x = target(prepared.shape)
+    changes = [((c,), y, x) for c in range(prepared.shape[0])]
+    effects = _measure(Runner(prepared), Manner(False, (), False, {}), changes, [], 0.0)
+    return effects.leak("colour") is not None
 
 
 def measure(prepared: Prepared, manner: Manner, *, pixel: tuple[int, int], seconds: float | None) -> Effects:
