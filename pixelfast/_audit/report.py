@@ -157,7 +157,7 @@ def _steps(audit: Audit) -> Lines:
 def _batch(audit: Audit) -> Lines:
     b = audit.batch
     if b.evaluation:
-        why = f": {_names(b.unfrozen)} keeps no running statistics" if b.unfrozen else ""
+        why = f": there are no running statistics in {_names(b.unfrozen)}" if b.unfrozen else ""
         yield "FAIL", "batch", f"in eval mode an image's distribution depends on the rest of its batch{why}"
     elif b.evaluation is None:
         yield "warn", "batch", "whether images of a batch are independent could not be measured"
@@ -165,8 +165,8 @@ def _batch(audit: Audit) -> Lines:
         yield "ok", "batch", "in eval mode an image's distribution does not depend on the rest of its batch"
     if b.layers and b.training is not False:
         text = (
-            f"in training mode {_names(b.layers)} mixes the images of a batch, and looks at later pixels: likelihoods "
-            "are those of the model in eval mode only"
+            f"in training mode it mixes the images of a batch and looks at later pixels ({_names(b.layers)}): "
+            "likelihoods are those of the model in eval mode only"
         )
         yield "warn", "batch norm", text
     elif b.training and not b.evaluation:
