@@ -81,6 +81,17 @@ class Norm(Net):
         return self.norm(super().middle(x))
 
 
+class Grouped(Net):
+    """Normalises over the whole image, as group norm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(2, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return super().middle(self.norm(x))
+
+
 class Dropped(Net):
     """Has a layer of dropout, and one that is always on."""
 

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import re
+import warnings
 
 import audited
 import numpy as np
@@ -18,6 +19,7 @@ from audited import (
     Dropped,
     Embeds,
     Floats,
+    Grouped,
     Net,
     Noisy,
     Norm,
@@ -134,7 +136,7 @@ def test_what_cannot_be_planned_is_measured(module, stage, why, capfd):
     assert (audit.ok, audit.causal, audit.exact, audit.stopped.stage) == (True, True, False, stage)
     assert str(audit).startswith("causal, as far as measured: ")
     warned = lines(audit, "warn")
-    assert "no pixel depends on later ones (measured only, by changing all sub-pixels)" in warned
+    assert "no pixel depends on later ones (measured only, by changing all sub-pixels in float64)" in warned
     assert re.search(rf"cannot compile it \({stage}\): .*{why}", warned)
     assert audit.field == sound().field
     assert (audit.steps, audit.scores, audit.cost.cached_seconds) == (None, None, None)
@@ -148,6 +150,7 @@ def test_what_cannot_be_planned_is_measured(module, stage, why, capfd):
         (Sorted(second=None), GREY, "second"),
         (Branching("B"), GREY, "first"),
         (Branching("B", colours=3), RGB, "first"),
+        (Grouped(), GREY, "norm"),
     ],
 )
 def test_a_leak_is_measured(module, shape, where):
@@ -158,6 +161,19 @@ def test_a_leak_is_measured(module, shape, where):
     assert audit.leak.modules == (where,)
     assert f"It is first seen there in what module '{where}' returns" in audit.problems[0]
     assert (audit.colour_leak is None) == (shape == GREY)
+
+
+def test_of_a_measured_leak_the_last_pixel_is_named():
+    assert pf.audit(Grouped(), GREY).leak.on == (0, 4, 4)  # the last one is seen by none
+
+
+def test_a_scripted_module_is_measured():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(Floats(3))
+    audit = pf.audit(scripted, RGB, head=pf.heads.Bernoulli(), to_input=pf.inputs.floats())
+    assert (audit.ok, audit.causal, audit.exact) == (True, True, False)
+    assert "is a TorchScript module; pass the module that it was made of" in lines(audit, "warn")
 
 
 @pytest.mark.parametrize("case", [case_of(SPECS[3]), case_of(SPECS[9]), pyramid()], ids=str)
@@ -233,7 +249,7 @@ def test_what_there_is_no_time_to_measure_is_not_known():
     audit = pf.audit(Branching(), (1, 9, 9), seconds=0.0)
     assert audit.causal
     assert any("?" in row for row in audit.field.rows)
-    assert re.search(r"measured only, by changing \d+ of the sub-pixels", lines(audit, "warn"))
+    assert re.search(r"measured only, by changing \d+ of the sub-pixels in float64", lines(audit, "warn"))
     assert "of what was measured" in str(audit)
     audit.picture()
 

@@ -151,6 +151,8 @@ class watching(TorchDispatchMode):
         self._stack: list[str] = []
         self._hooks: list[Any] = []
         for name, part in module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):  # takes no hooks
+                continue
             path = inner_path(name)
             self._hooks.append(part.register_forward_pre_hook(lambda *_, path=path: self._stack.append(path)))
             self._hooks.append(part.register_forward_hook(lambda *_: self._leave()))
@@ -190,9 +192,9 @@ class Effects:
         return places, self.seen[index]
 
     def leak(self, kind: str | None = None) -> Leak | None:
-        """The first one; `kind` "spatial" or "colour" for those alone. As to modules, nothing is known."""
+        """The first one, to the last sub-pixel; `kind` "spatial" or "colour" for those alone. No module is known."""
         when = raster(self.shape).steps
-        best: tuple[int, Leak] | None = None
+        best: tuple[tuple[int, int], Leak] | None = None
         for (colours, y, x), seen in zip(self.changes, self.seen, strict=True):
             on = (colours[0], y, x)
             too_early = seen & (when <= when[on])
@@ -203,8 +205,9 @@ class Effects:
                 continue
             for of in np.argwhere(too_early):
                 at = tuple(of.tolist())
-                if best is None or when[at] < best[0]:
-                    best = int(when[at]), Leak(at, on, ())
+                rank = int(when[at]), -int(when[on])
+                if best is None or rank < best[0]:
+                    best = rank, Leak(at, on, ())
         return best and best[1]
 
     def colours(self, pixel: tuple[int, int]) -> tuple[tuple[int, ...], ...]:

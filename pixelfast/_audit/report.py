@@ -69,7 +69,8 @@ def _causality(audit: Audit) -> Lines:
             yield "FAIL", topic, leak(where, audit.shape[0])
     if audit.spatial_leak is None:
         changed = "all" if m.complete else f"{m.changed:,} of the"
-        how = "read off the weights" if audit.exact else f"measured only, by changing {changed} sub-pixels"
+        measured = f"measured only, by changing {changed} sub-pixels in {m.dtype}"
+        how = "read off the weights" if audit.exact else measured
         yield "ok" if audit.exact else "warn", "causality", f"no pixel depends on later ones ({how})"
 
 
@@ -133,7 +134,9 @@ def _field(audit: Audit) -> Lines:
     y, x = f.pixel
     known = ", of what was measured" if any("?" in row for row in f.rows) else ""
     yield "ok", "receptive field", f"{f.up} up, {f.left} left, {f.right} right of pixel (y={y}, x={x}){known}"
-    if f.seen == f.reach:
+    if not f.reach:
+        yield "ok", "blind spot", f"none: no pixel is within reach{known}"
+    elif f.seen == f.reach:
         yield "ok", "blind spot", f"none: every pixel within reach is seen, {f.reach:,} in all{known}"
     else:
         text = f"{f.blind:.1%} of the {f.reach:,} pixels within reach are not seen{known}"
