@@ -74,40 +74,41 @@ def audit(
 
         stage("read")
         prepared, note = _prepared(module, shape, head, to_input, conditions, output)
-        how = manner(prepared)
-        stage("plan")
-        planned, stopped = _planned(prepared)
-        stage("measure")
-        found = _dependence(prepared, how, planned, seconds)
+        return _audit(module, prepared, note, seconds, stage)
+
+
+def _audit(
+    module: nn.Module, prepared: Prepared, note: str, seconds: float, stage: Callable[[str], None]
+) -> Audit:
+    how = manner(prepared)
+    stage("plan")
+    planned, stopped = _planned(prepared)
+    stage("measure")
+    found = _dependence(prepared, how, planned, seconds)
+    sampler, steps = None, None
+    if planned is not None and found.leak is None:
         stage("compile")
-        sampler: Sampler | None = None
-        if planned is not None and found.leak is None:
-            sampler, stopped = _compiled(prepared, planned)
-        stage("sizes")
-        sizes = checks.sizes(prepared, how)
-        batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
-        stage("scores")
-        scores = None if sampler is None else checks.scores(sampler, prepared)
-        stage("cost")
-        cost = checks.cost(prepared, how, sampler)
+        sampler, stopped = _compiled(prepared, planned)
+        steps = _steps(planned.plan)
+    stage("sizes")
+    sizes = checks.sizes(prepared, how)
+    batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
+    stage("scores")
+    scores = None if sampler is None else checks.scores(sampler, prepared)
+    stage("cost")
     return Audit(
         name=prepared.name,
         shape=prepared.shape,
         read_as=_described(prepared.head if planned is None else planned.head) + note,
         stopped=stopped,
         exact=planned is not None,
-        leak=found.leak,
-        spatial_leak=found.spatial,
-        colour_leak=found.colour,
-        colours=found.colours,
-        measured=found.measured,
-        field=found.field,
-        steps=_steps(planned.plan) if planned is not None and found.leak is None else None,
+        **vars(found),
+        steps=steps,
         batch=batch,
         chance=chance,
         sizes=sizes,
         scores=scores,
-        cost=cost,
+        cost=checks.cost(prepared, how, sampler),
     )
 
 
@@ -183,9 +184,11 @@ def _short(error: Exception) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Dependence:
+    """The part of an `Audit` that tells what depends on what."""
+
     leak: S.Leak | None
-    spatial: S.Leak | None
-    colour: S.Leak | None
+    spatial_leak: S.Leak | None
+    colour_leak: S.Leak | None
     colours: tuple[tuple[int, ...], ...]
     field: Field
     measured: Measured

@@ -20,6 +20,7 @@ from ..schedule import Leak, raster
 
 kChanges = 24  # sub-pixels that are changed one at a time
 kImages = 2  # random images in each of which they are
+kTolerance = {torch.float64: 1e-9, torch.float32: 1e-4}  # fast convolutions round by what is in their tile
 kFloats = 1 << 23  # parameters of distributions that are held at once
 Change = tuple[tuple[int, ...], int, int]  # colours, y, x
 
@@ -118,7 +119,7 @@ def manner(prepared: Prepared) -> Manner:
     images = runner.images(n, 1)
     with watching(runner.module) as watch:
         first = runner.run(images)
-    random = bool(differ(first, runner.run(images, seed=1), 1e-4).any())
+    random = bool(differ(first, runner.run(images, seed=1), kTolerance[runner.dtype]).any())
     mixes = None if 2 in breaks else mixing(runner)
     return Manner(random, tuple(watch.found) if random else (), mixes, breaks)
 
@@ -127,7 +128,7 @@ def mixing(runner: Runner) -> bool:
     """Whether an image's distributions change with the other image of a batch."""
     images = runner.images(3, 2)
     first, second = (runner.run(images[[0, other]])[:1] for other in (1, 2))
-    return bool(differ(first, second, 1e-4 if runner.dtype == torch.float32 else 1e-9).any())
+    return bool(differ(first, second, kTolerance[runner.dtype]).any())
 
 
 def mixing_in_training(prepared: Prepared) -> bool | None:
@@ -286,7 +287,7 @@ def _measure(
     bases = runner.images(kImages, 3)
     first = runner.run(bases[:1].repeat(manner.least, 1, 1, 1))[:1]
     size = 1 if manner.alone else max(1, min(16, kFloats // first.numel()))
-    floor = 1e-9 if runner.dtype == torch.float64 else 1e-5
+    floor = kTolerance[runner.dtype]
     copies = bases[:1].repeat(size + 1, 1, 1, 1)
     noise = 0.0
     if not manner.alone:
