@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 class _Command:
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], object]
+    run: Callable[[argparse.Namespace], int | None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 for a user's error, 130 after Ctrl-C."""
+    """Run the command line and return the exit status: 0, 1 if an audit finds problems, 2 for a user's error, 130 after
+    Ctrl-C."""
     argv = sys.argv[1:] if argv is None else list(argv)
     options = _parser(argv).parse_args(argv)
     try:
-        _COMMANDS[options.command].run(options)
+        status = _COMMANDS[options.command].run(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"pixelfast {options.command}: interrupted", file=sys.stderr)
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
         print(f"pixelfast {options.command}: error: {_message(error)}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def _message(error: Exception) -> str:
@@ -268,6 +269,21 @@ def _info(options: argparse.Namespace) -> None:
     print(sampler.explain())
 
 
+# --- audit --------------------------------------------------------------------------------------------------
+
+
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    from ._audit import command
+
+    command.add_arguments(parser)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from ._audit import command
+
+    return command.run(options)
+
+
 # --- demo ---------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +400,11 @@ _COMMANDS = {
     "sample": _Command("draw images from a model", _sample_arguments, _sample),
     "eval": _Command("measure a model's bits per dimension on a data set", _eval_arguments, _eval),
     "info": _Command("show a model, its receptive field, its plan and its schedule", _info_arguments, _info),
+    "audit": _Command(
+        "find out whether a model is autoregressive, what it sees, and what is wrong with it",
+        _audit_arguments,
+        _audit,
+    ),
     "demo": _Command(
         "draw a grid of pictures with the model that comes with pixelfast", _demo_arguments, _demo
     ),

@@ -39,10 +39,10 @@ class Read(nn.Module):
         """The head's parameters, of what forward returned."""
         n, channels, height, width = images.shape
         size = None if isinstance(self.head, Custom) else n * height * width * self.head.outputs(channels)
-        return self.head.read(_pick(output, self.output, size, self.name), images)
+        return self.head.read(pick_tensor(output, self.output, size, self.name), images)
 
 
-def _pick(output: Any, pick: Pick | None, size: int | None, name: str) -> Tensor:
+def pick_tensor(output: Any, pick: Pick | None, size: int | None, name: str) -> Tensor:
     """The tensor asked for, or the only one, or the only one of as many floats as the head has parameters."""
     whole = output
     if callable(pick):
@@ -52,24 +52,24 @@ def _pick(output: Any, pick: Pick | None, size: int | None, name: str) -> Tensor
             named = isinstance(pick, str) and not isinstance(output, Mapping)
             output = getattr(output, str(pick)) if named else output[pick]
         except (AttributeError, LookupError, TypeError):
-            raise ValueError(f"[compile] {name}.forward returned no {pick!r}, got {_list(whole)}") from None
-    tensors = list(_tensors(output))
+            raise ValueError(f"[compile] {name}.forward returned no {pick!r}, got {listed(whole)}") from None
+    tensors = list(tensors_of(output))
     if len(tensors) > 1:
         tensors = [(path, t) for path, t in tensors if t.is_floating_point() and size in (t.numel(), None)]
     if len(tensors) != 1:
         raise ValueError(
-            f"[compile] {name}.forward must return one tensor of parameters, got {_list(whole)}; pass output=, an "
+            f"[compile] {name}.forward must return one tensor of parameters, got {listed(whole)}; pass output=, an "
             "index, a key, or a function of what forward returns"
         )
     return tensors[0][1]
 
 
-def _list(output: Any) -> str:
-    found = ", ".join(f"{path[1:]} {str(t.dtype)[6:]} {tuple(t.shape)}" for path, t in _tensors(output))
+def listed(output: Any) -> str:
+    found = ", ".join(f"{path[1:]} {str(t.dtype)[6:]} {tuple(t.shape)}" for path, t in tensors_of(output))
     return f"a {type(output).__name__} of {found or 'no tensors'}"
 
 
-def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+def tensors_of(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors in containers and distributions, with their paths."""
     pairs: Any = ()
     if isinstance(output, Tensor):
@@ -85,7 +85,7 @@ def _tensors(output: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     elif dataclasses.is_dataclass(output):
         pairs = [(f.name, getattr(output, f.name)) for f in dataclasses.fields(output)]
     for key, value in pairs:
-        yield from _tensors(value, f"{path}.{key}")
+        yield from tensors_of(value, f"{path}.{key}")
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------

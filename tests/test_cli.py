@@ -55,10 +55,12 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"    {name} " in text for name in ("train", "sample", "eval", "info", "demo", "doctor"))
+    assert all(
+        f"    {name} " in text for name in ("train", "sample", "eval", "info", "audit", "demo", "doctor")
+    )
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "eval", "info", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["train", "sample", "eval", "info", "audit", "demo", "doctor"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -56,6 +56,26 @@ def test_the_contributing_example_runs(capsys):
     assert "layers.2" in capsys.readouterr().out
 
 
+def steady(text):
+    """Without what differs between machines, and line breaks with it."""
+    return re.sub(r"[\d.]+(e-\d+)? (m?s|min|nats)\b", "some", " ".join(text.split()))
+
+
+def test_the_audit_prints_what_its_page_says(capsys):
+    text = (ROOT / "docs/audit.md").read_text(encoding="utf-8")
+    code, check = blocks("docs/audit.md")
+    report, leak = re.findall(r"```\n((?:NOT )?causal.*?)```\n", text, re.DOTALL)
+    names = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert steady(capsys.readouterr().out) == steady(report)
+    exec(check, names)
+    exec(code.replace('MaskedConv2d("A"', 'MaskedConv2d("B"'), names)
+    assert steady(capsys.readouterr().out).startswith(steady(leak))
+    with pytest.raises(AssertionError, match="Sequential is not causal"):
+        exec(check, names)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")

@@ -6,6 +6,8 @@ a copy of the module, run           independent of it: dependence, the batch, ch
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +27,8 @@ from ..plan import Plan
 from ..prepare import Planned, Prepared, check_shape, make_plan, own_head, prepare
 from ..sampler import Sampler, sampler_of
 from . import checks
-from .guess import guess
-from .measure import Effects, Manner, manner, measure, said, suspect
+from .effects import Effects, Manner, manner, measure, said, suspect, target
+from .guess import guess_head
 from .results import Audit, Field, Measured, Steps, Stopped
 
 __all__ = ["Audit", "audit", "first_leak"]
@@ -61,7 +63,10 @@ def audit(
 
     Raises `ValueError` for bad arguments: also where forward does not take images of that shape.
     """
-    with tqdm(total=7, desc="audit", disable=not progress, leave=False) as bar:
+    with (
+        torch.random.fork_rng(devices=[]),
+        tqdm(total=7, desc="audit", disable=not progress, leave=False) as bar,
+    ):
 
         def stage(name: str) -> None:
             bar.set_postfix_str(name)
@@ -69,40 +74,41 @@ def audit(
 
         stage("read")
         prepared, note = _prepared(module, shape, head, to_input, conditions, output)
-        how = manner(prepared)
-        stage("plan")
-        planned, stopped = _planned(prepared)
-        stage("measure")
-        found = _dependence(prepared, how, planned, seconds)
+        return _audit(module, prepared, note, seconds, stage)
+
+
+def _audit(
+    module: nn.Module, prepared: Prepared, note: str, seconds: float, stage: Callable[[str], None]
+) -> Audit:
+    how = manner(prepared)
+    stage("plan")
+    planned, stopped = _planned(prepared)
+    stage("measure")
+    found = _dependence(prepared, how, planned, seconds)
+    sampler, steps = None, None
+    if planned is not None and found.leak is None:
         stage("compile")
-        sampler: Sampler | None = None
-        if planned is not None and found.leak is None:
-            sampler, stopped = _compiled(prepared, planned)
-        stage("sizes")
-        sizes = checks.sizes(prepared, how)
-        batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
-        stage("scores")
-        scores = None if sampler is None else checks.scores(sampler, prepared)
-        stage("cost")
-        cost = checks.cost(prepared, how, sampler)
+        sampler, stopped = _compiled(prepared, planned)
+        steps = _steps(planned.plan)
+    stage("sizes")
+    sizes = checks.sizes(prepared, how)
+    batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
+    stage("scores")
+    scores = None if sampler is None else checks.scores(sampler, prepared)
+    stage("cost")
     return Audit(
         name=prepared.name,
         shape=prepared.shape,
         read_as=_described(prepared.head if planned is None else planned.head) + note,
         stopped=stopped,
         exact=planned is not None,
-        leak=found.leak,
-        spatial_leak=found.spatial,
-        colour_leak=found.colour,
-        colours=found.colours,
-        measured=found.measured,
-        field=found.field,
-        steps=_steps(planned.plan) if planned is not None and found.leak is None else None,
+        **vars(found),
+        steps=steps,
         batch=batch,
         chance=chance,
         sizes=sizes,
         scores=scores,
-        cost=cost,
+        cost=checks.cost(prepared, how, sampler),
     )
 
 
@@ -117,13 +123,14 @@ def first_leak(
     seconds: float = 20.0,
 ) -> S.Leak | None:
     """Only the first leak: None where the model is causal. Arguments as for `audit`."""
-    prepared, _ = _prepared(module, shape, head, to_input, conditions, output)
-    planned, _ = _planned(prepared)
-    if planned is not None:
-        return S.find_leak(planned.plan, S.raster(prepared.shape))
-    how = manner(prepared)
-    leak = measure(prepared, how, pixel=_target(prepared.shape), seconds=seconds).leak()
-    return leak and _located(prepared, how, leak)
+    with torch.random.fork_rng(devices=[]):
+        prepared, _ = _prepared(module, shape, head, to_input, conditions, output)
+        planned, _ = _planned(prepared)
+        if planned is not None:
+            return S.find_leak(planned.plan, S.raster(prepared.shape))
+        how = manner(prepared)
+        effects = measure(prepared, how, pixel=target(prepared.shape), seconds=seconds)
+        return _located(prepared, how, effects.leak())
 
 
 # --- stages -----------------------------------------------------------------------------------------------------
@@ -135,14 +142,10 @@ def _prepared(
     shape = check_shape(shape, "audit")
     note = ""
     if head is None and own_head(module) is None:
-        head, fed = guess(module, shape, to_input, conditions, output)
-        note = ", as a guess from its size; levels go in " + (
-            "as they are"
-            if fed is None
-            else "as floats in [-1, 1]"
-            if to_input is None
-            else "as to_input says"
-        )
+        head, fed = guess_head(module, shape, to_input, conditions, output)
+        layout = f', layout "{head.layout}"' if getattr(head, "layout", None) else ""  # type: ignore[attr-defined]
+        how = "as to_input says" if to_input else "as floats in [-1, 1]" if fed else "as they are"
+        note = f"{layout}, as a guess from its size; levels go in {how}"
         to_input = fed
     prepared = prepare(
         module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
@@ -158,7 +161,8 @@ def _described(head: Head) -> str:
 
 def _planned(prepared: Prepared) -> tuple[Planned | None, Stopped | None]:
     try:
-        return make_plan(prepared), None
+        with contextlib.redirect_stderr(io.StringIO()):  # torch.export prints the graph that it gives up
+            return make_plan(prepared), None
     except CaptureError as error:
         return None, Stopped("capture", _short(error))
     except LoweringError as error:
@@ -175,26 +179,33 @@ def _compiled(prepared: Prepared, planned: Planned) -> tuple[Sampler | None, Sto
 
 
 def _short(error: Exception) -> str:
-    return said(error).removeprefix("[compile] ")
+    return said(error).removeprefix("[compile] ").partition("; supported are")[0]
 
 
 @dataclass(frozen=True, eq=False)
 class _Dependence:
+    """The part of an `Audit` that tells what depends on what."""
+
     leak: S.Leak | None
-    spatial: S.Leak | None
-    colour: S.Leak | None
+    spatial_leak: S.Leak | None
+    colour_leak: S.Leak | None
     colours: tuple[tuple[int, ...], ...]
     field: Field
     measured: Measured
 
 
 def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, seconds: float) -> _Dependence:
-    shape, pixel = prepared.shape, _target(prepared.shape)
+    shape, pixel = prepared.shape, target(prepared.shape)
     effects = measure(prepared, how, pixel=pixel, seconds=seconds if planned is None else None)
     if planned is None:
+        leak, spatial, colour = (
+            _located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")
+        )
         mask, known = effects.field(pixel)
         return _Dependence(
-            *(_located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")),
+            leak,
+            spatial,
+            colour,
             effects.colours(pixel),
             _field(receptive.ReceptiveField(pixel, mask), known),
             _measured(effects),
@@ -219,11 +230,6 @@ def _located(prepared: Prepared, how: Manner, leak: S.Leak | None) -> S.Leak | N
         return leak and suspect(prepared, how, leak)
     except Exception:  # only a hint is lost
         return leak
-
-
-def _target(shape: tuple[int, int, int]) -> tuple[int, int]:
-    """The pixel whose receptive field is shown: it sees the most."""
-    return shape[1] - 1, shape[2] // 2
 
 
 def _spatial(plan: Plan, order: S.Order) -> S.Leak | None:

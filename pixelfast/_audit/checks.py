@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..capture import inference_copy, unvalidated
 from ..prepare import Prepared
 from ..sampler import Sampler
-from .measure import Manner, Runner, mixing_in_training, said
+from .effects import Manner, Runner, mixing_in_training, said
 from .results import Batch, Chance, Cost, Scores, Size
 
 kPasses = 3  # of which the fastest counts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,19 +12,20 @@ from torch import Tensor, nn
 
 from ..capture import inference_copy, unvalidated
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
-from ..inputs import scaled
-from ..outputs import _list, _pick
-from .measure import said
+from ..inputs import Fed, scaled
+from ..outputs import Pick, listed, pick_tensor, tensors_of
+from ..prepare import prepare
+from .effects import colour_leaks, said
 
 ToInput = Callable[[Tensor], Tensor]
 
 
-def guess(
+def guess_head(
     module: nn.Module,
     shape: tuple[int, int, int],
     to_input: ToInput | None,
     conditions: Mapping[str, torch.dtype] | None,
-    output: Any,
+    output: Pick | None,
 ) -> tuple[Head, ToInput | None]:
     """A head that fits what forward returns; and `scaled(-1, 1)` where forward takes floats, if nothing was said.
 
@@ -34,40 +37,52 @@ def guess(
     copy = inference_copy(module)
     failed = ""
     for make in [to_input] if to_input is not None else [None, scaled(-1, 1)]:
-        fed: Any = images if make is None else images.float() - 1 if to_input is None else make(images)
         try:
-            with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
-                found = copy(fed, **extra)
+            with torch.no_grad(), unvalidated():
+                given = images if make is None else Fed(nn.Identity(), make, 256)(images)
+                found = copy(given, **extra)
         except Exception as error:
             failed = said(error)
             continue
-        head = _head(found, shape, output, name)
-        return head, make
-    raise ValueError(f"[audit] {name} does not take images of shape {(2, *shape)}: {failed}")
+        fits = _fitting(found, shape, output, name)
+        told: Any = {"shape": shape, "to_input": make, "conditions": conditions, "output": output}
+        return _settle(module, fits, told), make
+    raise ValueError(f"[audit] {name} cannot be run on images of shape {(2, *shape)}: {failed}")
 
 
-def _head(output: Any, shape: tuple[int, int, int], pick: Any, name: str) -> Head:
+def _fitting(output: Any, shape: tuple[int, int, int], pick: Pick | None, name: str) -> list[Head]:
+    """The likeliest head that fits, with each layout that it may have."""
     colours, height, width = shape
+    images = torch.zeros((2, *shape), dtype=torch.int64)
     for head in _candidates(colours, _largest(output, pick, name).numel(), 2 * height * width):
         size = 2 * height * width * head.outputs(colours)
         try:
-            head.read(_pick(output, pick, size, name), torch.zeros((2, *shape), dtype=torch.int64))
-        except ValueError:
-            continue
-        return head
+            head.read(pick_tensor(output, pick, size, name), images)
+        except ValueError as error:
+            layouts = re.findall(r'"([^"]+)"', str(error)) if "pass layout=" in str(error) else []
+            if not layouts:
+                continue
+            return [replace(head, layout=layout) for layout in layouts]  # type: ignore[type-var]
+        return [head]
     raise ValueError(
-        f"[audit] {name} does not say how its output is read, and {_list(output)} fits no head that is known; pass "
-        "head=, e.g. pixelfast.heads.Categorical(256)"
+        f"[audit] {name} does not say how its output is read, and {listed(output)} fits no head that is known; "
+        "pass head=, e.g. pixelfast.heads.Categorical(256)"
     )
 
 
-def _largest(output: Any, pick: Any, name: str) -> Tensor:
-    try:
-        return _pick(output, pick, None, name)
-    except ValueError:
-        from ..outputs import _tensors
+def _settle(module: nn.Module, heads: list[Head], told: Any) -> Head:
+    """The first by which no colour leaks: a layout with colours and levels confused makes them."""
+    for head in heads[:-1]:
+        if not colour_leaks(prepare(module, head=head, **told)):
+            return head
+    return heads[-1]
 
-        floats = [t for _, t in _tensors(output) if t.is_floating_point()]
+
+def _largest(output: Any, pick: Pick | None, name: str) -> Tensor:
+    try:
+        return pick_tensor(output, pick, None, name)
+    except ValueError:
+        floats = [t for _, t in tensors_of(output) if t.is_floating_point()]
         return max(floats, key=Tensor.numel, default=torch.zeros(0))
 
 

@@ -11,6 +11,7 @@ from .results import Audit, Size
 
 kWidth = 110  # of a line
 kField = (24, 80)  # rows and columns of a field that is printed
+Lines = Iterator[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -42,49 +43,50 @@ def _verdict(audit: Audit) -> str:
 
 
 def findings(audit: Audit) -> tuple[Finding, ...]:
-    return tuple(
-        Finding(*line)
-        for part in (
-            _causality,
-            _colours,
-            _agreement,
-            _field,
-            _steps,
-            _batch,
-            _chance,
-            _sizes,
-            _scores,
-            _cost,
-            _compiles,
-        )
-        for line in part(audit)
+    parts = (
+        _causality,
+        _colours,
+        _agreement,
+        _field,
+        _steps,
+        _batch,
+        _chance,
+        _sizes,
+        _scores,
+        _cost,
+        _compiles,
     )
+    return tuple(Finding(*line) for part in parts for line in part(audit))
 
 
-Lines = Iterator[tuple[str, str, str]]
+# --- dependence -------------------------------------------------------------------------------------------------
 
 
 def _causality(audit: Audit) -> Lines:
     m = audit.measured
-    changed = "all" if m.complete else f"{m.changed:,} of the"
-    how = "read off the weights" if audit.exact else f"measured only, by changing {changed} sub-pixels"
-    found = [(audit.spatial_leak, "causality"), (audit.colour_leak, "colours")]
-    for where, topic in found:
+    for topic, where in (("causality", audit.spatial_leak), ("colours", audit.colour_leak)):
         if where is not None:
             yield "FAIL", topic, leak(where, audit.shape[0])
     if audit.spatial_leak is None:
+        changed = "all" if m.complete else f"{m.changed:,} of the"
+        measured = f"measured only, by changing {changed} sub-pixels in {m.dtype}"
+        how = "read off the weights" if audit.exact else measured
         yield "ok" if audit.exact else "warn", "causality", f"no pixel depends on later ones ({how})"
 
 
 def leak(where: Leak, colours: int) -> str:
     """A sentence, or two."""
-    text = f"the distribution of {place(where.of, colours)} depends on {place(where.on, colours)}, which is not drawn before it"
+    of, on = place(where.of, colours), place(where.on, colours)
+    text = f"the distribution of {of} depends on {on}, which is not drawn before it"
+    if where.tap is None and not where.reads and len(where.modules) == 1:  # measured
+        return f"{text}. It is first seen there in what module {where.modules[0]!r} returns"
     return f"{text}. {where.place}" if where.modules else text
 
 
 def place(at: tuple[int, int, int], colours: int) -> str:
     colour, y, x = at
-    return f"pixel (y={y}, x={x})" + (f", {name_of(colour, colours)}" if colours > 1 else "")
+    pixel = f"pixel (y={y}, x={x})"
+    return f"{name_of(colour, colours)} of {pixel}" if colours > 1 else pixel
 
 
 def name_of(colour: int, colours: int) -> str:
@@ -96,11 +98,8 @@ def _colours(audit: Audit) -> Lines:
     if count == 1 or audit.colour_leak is not None:
         return
     if not any(audit.colours):
-        yield (
-            "note",
-            "colours",
-            "the colours of a pixel are independent of each other, given the pixels before it",
-        )
+        text = "the colours of a pixel are independent of each other, given the pixels before it"
+        yield "note", "colours", text
         return
     sees = [
         f"{name_of(c, count)} sees {', '.join(name_of(e, count) for e in earlier) or 'no other'}"
@@ -116,43 +115,32 @@ def _agreement(audit: Audit) -> Lines:
         return
     if m.missed:
         of, on = (place(p, audit.shape[0]) for p in m.missed[0])
-        yield (
-            "FAIL",
-            "measured",
+        text = (
             f"the module's distribution of {of} changes with {on}, of which pixelfast's plan does not know: this is a "
-            "bug of pixelfast, please report it",
+            "bug of pixelfast, please report it"
         )
+        yield "FAIL", "measured", text
         return
     number = f"all {m.changed:,}" if m.complete else f"{m.changed:,}"
-    text = (
-        f"changing {number} sub-pixels, one at a time in {m.dtype}, changes only what it may by the weights"
-    )
+    text = f"changing {number} sub-pixels, one at a time in {m.dtype}, has no effect that the weights do not allow"
     yield "ok", "measured", text
     if m.unseen:
-        yield (
-            "note",
-            "measured",
-            f"{m.unseen:,} effects that the weights allow did not show: they are too small, or behind rectifiers that "
-            "were off",
-        )
+        text = f"{m.unseen:,} effects that they allow did not show: too small, or behind rectifiers that were off"
+        yield "note", "measured", text
 
 
 def _field(audit: Audit) -> Lines:
     f = audit.field
-    known = "" if audit.exact or not any("?" in row for row in f.rows) else ", of what was measured"
-    yield (
-        "ok",
-        "receptive field",
-        f"{f.up} up, {f.left} left, {f.right} right of pixel (y={f.pixel[0]}, x={f.pixel[1]}){known}",
-    )
-    if f.seen == f.reach:
-        yield "ok", "blind spot", f"none: all {f.reach:,} pixels within reach are seen{known}"
+    y, x = f.pixel
+    known = ", of what was measured" if any("?" in row for row in f.rows) else ""
+    yield "ok", "receptive field", f"{f.up} up, {f.left} left, {f.right} right of pixel (y={y}, x={x}){known}"
+    if not f.reach:
+        yield "ok", "blind spot", f"none: no pixel is within reach{known}"
+    elif f.seen == f.reach:
+        yield "ok", "blind spot", f"none: every pixel within reach is seen, {f.reach:,} in all{known}"
     else:
-        yield (
-            "warn",
-            "blind spot",
-            f"{f.blind:.1%} of the {f.reach:,} pixels within reach are not seen{known}",
-        )
+        text = f"{f.blind:.1%} of the {f.reach:,} pixels within reach are not seen{known}"
+        yield "warn", "blind spot", text
 
 
 def _steps(audit: Audit) -> Lines:
@@ -162,30 +150,28 @@ def _steps(audit: Audit) -> Lines:
     if s.wavefront >= s.raster:
         yield "ok", "order", f"raster, {s.raster:,} steps: a wavefront gains nothing"
     else:
-        yield (
-            "ok",
-            "order",
-            f"a wavefront of skew {s.skew} needs {s.wavefront:,} steps, raster order {s.raster:,}",
-        )
+        text = f"a wavefront of skew {s.skew} needs {s.wavefront:,} steps, raster order {s.raster:,}"
+        yield "ok", "order", text
+
+
+# --- the module -------------------------------------------------------------------------------------------------
 
 
 def _batch(audit: Audit) -> Lines:
     b = audit.batch
-    names = _names(b.layers)
     if b.evaluation:
-        why = f" ({_names(b.unfrozen)} keeps no running statistics)" if b.unfrozen else ""
+        why = f": there are no running statistics in {_names(b.unfrozen)}" if b.unfrozen else ""
         yield "FAIL", "batch", f"in eval mode an image's distribution depends on the rest of its batch{why}"
     elif b.evaluation is None:
         yield "warn", "batch", "whether images of a batch are independent could not be measured"
     else:
         yield "ok", "batch", "in eval mode an image's distribution does not depend on the rest of its batch"
-    if b.layers:
-        yield (
-            "warn",
-            "batch norm",
-            f"while training, {names} mixes the images of a batch and looks at later pixels, so likelihoods in training "
-            "mode are not those of the model: evaluate in eval mode",
+    if b.layers and b.training is not False:
+        text = (
+            f"in training mode it mixes the images of a batch and looks at later pixels ({_names(b.layers)}): "
+            "likelihoods are those of the model in eval mode only"
         )
+        yield "warn", "batch norm", text
     elif b.training and not b.evaluation:
         yield "warn", "batch", "in training mode an image's distribution depends on the rest of its batch"
 
@@ -193,20 +179,14 @@ def _batch(audit: Audit) -> Lines:
 def _chance(audit: Audit) -> Lines:
     c = audit.chance
     if c.random:
-        by = f": {', '.join(c.sources)}" if c.sources else ""
-        yield (
-            "FAIL",
-            "dropout",
-            f"in eval mode two runs on the same images differ; something random is left on{by}",
-        )
+        by = f" (drawn by {', '.join(c.sources)})" if c.sources else ""
+        text = f"in eval mode two runs on the same images differ; something random is left on{by}"
+        yield "FAIL", "dropout", text
     else:
         yield "ok", "dropout", "in eval mode two runs on the same images agree"
     if c.dropout:
-        yield (
-            "warn",
-            "dropout",
-            f"the module came in training mode, with dropout in {_names(c.dropout)}; call eval() first",
-        )
+        text = f"the module came in training mode, with dropout in {_names(c.dropout)}; call eval() first"
+        yield "warn", "dropout", text
     elif c.training:
         yield "note", "mode", "the module came in training mode; this is about its eval mode"
 
@@ -220,7 +200,7 @@ def _sizes(audit: Audit) -> Lines:
         if s.outcome != "ok":
             by_message.setdefault((s.outcome, s.message), []).append(s)
     for (outcome, message), bad in by_message.items():
-        what = "breaks on" if outcome == "breaks" else "gives another shape on"
+        what = "breaks on" if outcome == "breaks" else "returns a wrong shape on"
         yield "warn", "sizes", f"{what} {', '.join(map(str, bad))}: {message}"
 
 
@@ -229,56 +209,52 @@ def _scores(audit: Audit) -> Lines:
     if s is None:
         return
     if not s.same_bits:
-        yield (
-            "FAIL",
-            "scores",
-            "scoring drawn images gives other log-probabilities than drawing them: please report it",
-        )
+        text = "scoring drawn images gives other log-probabilities than drawing them: please report it"
+        yield "FAIL", "scores", text
     if s.worst is None:
         yield "FAIL", "scores", s.message
     elif s.same_bits:
-        yield (
-            "ok",
-            "scores",
-            f"teacher-forced scores are those of the drawn distribution, to the bit; the module's own differ by at most "
-            f"{s.worst:.1g} nats a sub-pixel",
+        text = (
+            "teacher-forced scores are those of the drawn distribution, to the bit; the module's own differ by at most "
+            f"{s.worst:.1g} nats a sub-pixel"
         )
+        yield "ok", "scores", text
 
 
 def _cost(audit: Audit) -> Lines:
     c = audit.cost
     of = f" of {_count(c.dense)} multiply-adds" if c.dense else ""
-    yield (
-        "ok",
-        "plain sampling",
-        f"{c.passes:,} forward passes{of}: about {_seconds(c.plain_seconds)} an image, by one timed pass",
-    )
+    text = f"{c.passes:,} forward passes{of}: about {_seconds(c.plain_seconds)} an image, by one timed pass"
+    yield "note", "plain sampling", text
     if c.live is not None and c.launches is not None and c.cached_seconds is not None:
-        yield (
-            "ok",
-            "cached sampling",
-            f"{_count(c.live)} multiply-adds, once, in {c.launches:,} launches: {_seconds(c.cached_seconds)} an image, "
-            "as timed",
-        )
+        text = f"{_count(c.live)} multiply-adds, once, in {c.launches:,} launches"
+        yield "note", "cached sampling", f"{text}: {_seconds(c.cached_seconds)} an image, as timed"
 
 
 def _compiles(audit: Audit) -> Lines:
     if audit.stopped is not None:
-        yield "warn", "pixelfast", f"cannot compile it ({audit.stopped.stage}): {audit.stopped.message}"
+        stage, message = audit.stopped.stage, audit.stopped.message
+        yield "FAIL" if stage == "plan" else "warn", "pixelfast", f"cannot compile it ({stage}): {message}"
     elif audit.leak is not None:
-        yield "note", "pixelfast", "will compile it once it is causal"
+        yield "note", "pixelfast", "cannot compile it before it is causal"
 
 
 def _picture(audit: Audit) -> list[str]:
-    """The part of the field within reach, and a bit more."""
+    """The part of the field within reach, and a bit more, if there is something to be seen."""
     f, (_, height, width) = audit.field, audit.shape
     y, x = f.pixel
     rows = slice(max(y - f.up - 1, 0), min(y + 2, height))
     columns = slice(max(x - f.left - 1, 0), min(x + f.right + 2, width))
     part = [row[columns].rstrip() for row in f.rows[rows]]
-    if f.seen == f.reach or len(part) > kField[0] or columns.stop - columns.start > kField[1]:
+    if (
+        not set("o!") & set("".join(part))
+        or len(part) > kField[0]
+        or columns.stop - columns.start > kField[1]
+    ):
         return []
-    return ["", "  what pixel @ sees (#), its blind spot (o):", "", *(f"    {row}".rstrip() for row in part)]
+    early = ", what it sees too early (!)" if "!" in "".join(part) else ""
+    title = f"  what pixel @ sees (#), its blind spot (o), out of reach (.){early}:"
+    return ["", title, "", *(f"    {row}".rstrip() for row in part)]
 
 
 def _names(names: tuple[str, ...]) -> str:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stopped:
-    """Where compiling the model stopped, and why. `stage`: "capture", "lower", "plan" or "load"."""
+    """Where compiling the model stopped, and why.
+
+    stage: "capture" or "lower", for what pixelfast cannot do; "plan" where the output is not what the head reads;
+        "load".
+    """
 
     stage: str
     message: str
@@ -152,8 +156,8 @@ class Audit:
     name: of the module's class. shape: (C, H, W). read_as: how its output is read.
     causal: whether every distribution depends on earlier sub-pixels alone; `exact` if that is read off the weights,
         otherwise as far as measured.
-    leak: the first one; `spatial_leak`: the first one to another pixel (or to itself, of one colour); `colour_leak`: the
-        first one inside a pixel, to the same or a later colour.
+    leak: the first one; `spatial_leak`: the first one to another pixel, or to the pixel itself where it has one colour;
+        `colour_leak`: the first one to the same or a later colour of the same pixel.
     colours: for each colour, the earlier colours of its pixel that it depends on.
     """
 

@@ -20,6 +20,7 @@ from ..schedule import Leak, raster
 
 kChanges = 24  # sub-pixels that are changed one at a time
 kImages = 2  # random images in each of which they are
+kTolerance = {torch.float64: 1e-9, torch.float32: 1e-4}  # fast convolutions round by what is in their tile
 kFloats = 1 << 23  # parameters of distributions that are held at once
 Change = tuple[tuple[int, ...], int, int]  # colours, y, x
 
@@ -113,12 +114,12 @@ def manner(prepared: Prepared) -> Manner:
             breaks[n] = said(error)
     if len(breaks) == 2:
         shape = (2, *prepared.shape)
-        raise ValueError(f"[audit] {prepared.name} does not take images of shape {shape}: {breaks[2]}")
+        raise ValueError(f"[audit] {prepared.name} cannot be run on images of shape {shape}: {breaks[2]}")
     n = 1 if 2 in breaks else 2
     images = runner.images(n, 1)
     with watching(runner.module) as watch:
         first = runner.run(images)
-    random = bool(differ(first, runner.run(images, seed=1), 1e-4).any())
+    random = bool(differ(first, runner.run(images, seed=1), kTolerance[runner.dtype]).any())
     mixes = None if 2 in breaks else mixing(runner)
     return Manner(random, tuple(watch.found) if random else (), mixes, breaks)
 
@@ -127,7 +128,7 @@ def mixing(runner: Runner) -> bool:
     """Whether an image's distributions change with the other image of a batch."""
     images = runner.images(3, 2)
     first, second = (runner.run(images[[0, other]])[:1] for other in (1, 2))
-    return bool(differ(first, second, 1e-4 if runner.dtype == torch.float32 else 1e-9).any())
+    return bool(differ(first, second, kTolerance[runner.dtype]).any())
 
 
 def mixing_in_training(prepared: Prepared) -> bool | None:
@@ -151,6 +152,8 @@ class watching(TorchDispatchMode):
         self._stack: list[str] = []
         self._hooks: list[Any] = []
         for name, part in module.named_modules():
+            if isinstance(part, torch.jit.ScriptModule):  # takes no hooks
+                continue
             path = inner_path(name)
             self._hooks.append(part.register_forward_pre_hook(lambda *_, path=path: self._stack.append(path)))
             self._hooks.append(part.register_forward_hook(lambda *_: self._leave()))
@@ -190,9 +193,9 @@ class Effects:
         return places, self.seen[index]
 
     def leak(self, kind: str | None = None) -> Leak | None:
-        """The first one; `kind` "spatial" or "colour" for those alone. As to modules, nothing is known."""
+        """The first one, to the last sub-pixel; `kind` "spatial" or "colour" for those alone. No module is known."""
         when = raster(self.shape).steps
-        best: tuple[int, Leak] | None = None
+        best: tuple[tuple[int, int], Leak] | None = None
         for (colours, y, x), seen in zip(self.changes, self.seen, strict=True):
             on = (colours[0], y, x)
             too_early = seen & (when <= when[on])
@@ -203,8 +206,9 @@ class Effects:
                 continue
             for of in np.argwhere(too_early):
                 at = tuple(of.tolist())
-                if best is None or when[at] < best[0]:
-                    best = int(when[at]), Leak(at, on, ())
+                rank = int(when[at]), -int(when[on])
+                if best is None or rank < best[0]:
+                    best = rank, Leak(at, on, ())
         return best and best[1]
 
     def colours(self, pixel: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
@@ -226,8 +230,21 @@ class Effects:
         return mask, known | mask
 
 
+def target(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The pixel whose receptive field is shown: it sees the most."""
+    return shape[1] - 1, shape[2] // 2
+
+
+def colour_leaks(prepared: Prepared) -> bool:
+    """Whether some colour of one pixel depends on itself, or on a later one."""
+    y, x = target(prepared.shape)
+    changes = [((c,), y, x) for c in range(prepared.shape[0])]
+    effects = _measure(Runner(prepared), Manner(False, (), False, {}), changes, [], 0.0)
+    return effects.leak("colour") is not None
+
+
 def measure(prepared: Prepared, manner: Manner, *, pixel: tuple[int, int], seconds: float | None) -> Effects:
-    """Change some sub-pixels; and, given `seconds`, as many whole pixels as there is time for, nearest to `pixel` first."""
+    """Change some sub-pixels; and, given `seconds`, whole pixels from `pixel` outwards, for so long."""
     singles = _sample(prepared.shape, pixel)
     rest = [] if seconds is None else _nearest(prepared.shape, pixel)
     rest = [change for change in rest if change not in singles]
@@ -270,7 +287,7 @@ def _measure(
     bases = runner.images(kImages, 3)
     first = runner.run(bases[:1].repeat(manner.least, 1, 1, 1))[:1]
     size = 1 if manner.alone else max(1, min(16, kFloats // first.numel()))
-    floor = 1e-9 if runner.dtype == torch.float64 else 1e-5
+    floor = kTolerance[runner.dtype]
     copies = bases[:1].repeat(size + 1, 1, 1, 1)
     noise = 0.0
     if not manner.alone:
@@ -308,30 +325,32 @@ def _changed(base: Tensor, changes: Sequence[Change], levels: int, generator: to
 
 def suspect(prepared: Prepared, manner: Manner, leak: Leak) -> Leak:
     """The leak with the module in whose output, at the pixel that must not depend on it, it is first seen."""
-    (c, y, x), (_, *at) = leak.on, leak.of
+    (c, y, x), (_, v, u) = leak.on, leak.of
     runner = Runner(prepared)
     images = runner.images(1, 3).repeat(2, 1, 1, 1)
     images[1, c, y, x] = (images[1, c, y, x] + runner.head.levels // 2) % runner.head.levels
-    outputs: list[dict[str, Tensor]] = []
-    for image in images:
-        kept: dict[str, Tensor] = {}
-        hooks = [
-            part.register_forward_hook(lambda *args, path=inner_path(name): _keep(kept, path, args[-1]))
-            for name, part in runner.module.named_modules()
-            if inner_path(name)
-        ]
-        runner.run(image[None].repeat(manner.least, 1, 1, 1))
-        outputs.append(dict(kept))
-        for hook in hooks:
-            hook.remove()
-    for path, first in outputs[0].items():
-        second = outputs[1].get(path)
-        inside = second is not None and second.shape == first.shape and first.shape[2:] == prepared.shape[1:]
-        if inside and not torch.allclose(first[0, :, *at], second[0, :, *at], rtol=1e-5, atol=1e-6):
+    before, after = (_outputs(runner, image.repeat(manner.least, 1, 1, 1)) for image in images)
+    for path, first in before.items():
+        second = after.get(path, first)
+        inside = second.shape == first.shape and first.shape[2:] == prepared.shape[1:]
+        if inside and not torch.allclose(first[0, :, v, u], second[0, :, v, u], rtol=1e-5, atol=1e-6):
             return replace(leak, modules=(path,))
     return leak
 
 
-def _keep(kept: dict[str, Tensor], path: str, output: Any) -> None:
-    if isinstance(output, Tensor) and output.ndim == 4:
-        kept.setdefault(path, output.detach().double())
+def _outputs(runner: Runner, images: Tensor) -> dict[str, Tensor]:
+    """By name, what each module returns at its first call, if that is a feature map; in the order of returning."""
+    kept: dict[str, Tensor] = {}
+
+    def hook(path: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if path and isinstance(output, Tensor) and output.ndim == 4:
+                kept.setdefault(path, output.detach())
+
+        return keep
+
+    hooks = [p.register_forward_hook(hook(inner_path(name))) for name, p in runner.module.named_modules()]
+    runner.run(images)
+    for handle in hooks:
+        handle.remove()
+    return kept
