@@ -28,6 +28,9 @@ from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 
+from ._recent import Recent
+from .fingerprint import fingerprint
+
 aten = torch.ops.aten
 # Ops that look only at the shape of their arguments.
 _SHAPE_ONLY = {
@@ -95,6 +98,27 @@ class Captured:
         assert self.output in known
 
 
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What torch.export yields, without the weights: it serves every module of the same fingerprint."""
+
+    graph: fx.Graph
+    specs: Mapping[str, Any]  # of placeholders, by name
+    constants: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    shape: tuple[int, int, int]
+    levels: int
+    images: Tensor
+    conditions: Mapping[str, Tensor]
+    name: str
+
+
+_EXPORTS: Recent[tuple[Exported, list[Any]]] = Recent(8)
+
+
 def where(node: fx.Node) -> str:
     """The path of the module that a node came from, e.g. `layers.3.conv`."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -141,22 +165,77 @@ def capture(
     conditions = dict(conditions or {})
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
-    name = name or type(module).__name__
+    fresh = torch.cat([images[:1], _example_images(shape, levels, generator)[1:]])
+    inputs = _Inputs(shape, levels, images, conditions, name or type(module).__name__)
+    _refuse_scripts(module, inputs.name)
+    frozen = inference_copy(module)
+    with torch.no_grad(), unvalidated():
+        output = _first_run(frozen, inputs)
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise CaptureError(f"[compile] {inputs.name}.forward must return one tensor, got a {kind}")
+        _refuse_infinities(frozen, inputs.name)
+        again = frozen(fresh, **conditions)
+    settled = _Settled(frozen)
+    printed, kept = fingerprint(settled)
+    key = printed, shape, levels, *((k, t.dtype, t.shape) for k, t in conditions.items())
+    known = _EXPORTS.get(key) if printed else None
+    if known:
+        captured = _sort(known[0], settled, inputs)
+        if _difference(again, run(captured, fresh, conditions)) == 0:
+            return captured
+    _check(output[:1], again[:1], f"{inputs.name} gives for an image, run again, results that differ")
+    exported = _export(settled, inputs)
+    captured = _sort(exported, settled, inputs)
+    got = run(captured, fresh, conditions)
+    _check(again, got, f"the captured graph of {inputs.name} differs from the module on fresh images")
+    captured.verify()
+    if printed:
+        _EXPORTS.put(key, (exported, kept))
+    return captured
+
+
+def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
+    try:
+        return frozen(inputs.images, **inputs.conditions)
+    except Exception as error:
+        if resize_caches(frozen):
+            with contextlib.suppress(Exception):
+                return frozen(inputs.images, **inputs.conditions)
+        given = {"images": inputs.images, **inputs.conditions}
+        tensors = ", ".join(f"{k} {str(t.dtype)[6:]} {tuple(t.shape)}" for k, t in given.items())
+        raise CaptureError(
+            f"[compile] {inputs.name}.forward failed, given {tensors}: {type(error).__name__}: {error}\n"
+            "to_input= says what forward takes in place of integer levels, conditions= what it takes besides"
+        ) from error
+
+
+def resize_caches(module: nn.Module) -> bool:
+    """Give tensors that forward keeps for a batch of another size (of ones, say) the size of the batch at hand."""
+    found = False
+    for part in module.modules():
+        for name, value in list(vars(part).items()):
+            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] not in (0, 1, BATCH)
+            if batched and (value == value[:1]).all():
+                setattr(part, name, value[:1].expand(BATCH, *value.shape[1:]).clone())
+                found = True
+    return found
+
+
+def _refuse_scripts(module: nn.Module, name: str) -> None:
     scripted = [path for path, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if scripted:  # scripted functions are fine
         raise CaptureError(
             f"[compile] {name}: {inner_path(scripted[0]) or 'it'} is a TorchScript module; pass the module that it was "
             "made of, or set PYTORCH_JIT=0 in the environment, so that torch.jit.script does nothing"
         )
-    frozen = inference_copy(module)
-    with torch.no_grad(), unvalidated():
-        output = frozen(images, **conditions)
-    if not isinstance(output, Tensor):
-        raise CaptureError(f"[compile] {name}.forward must return one tensor, got a {type(output).__name__}")
-    weights = dict(frozen.named_parameters())  # buffers may hold infinities: masks of attention do
+
+
+def _refuse_infinities(module: nn.Module, name: str) -> None:
+    weights = dict(module.named_parameters())  # buffers may hold infinities: masks of attention do
     bad = [
         key
-        for key, t in frozen.state_dict().items()
+        for key, t in module.state_dict().items()
         if t.is_floating_point() and (t.isnan().any() or (key in weights and t.isinf().any()))
     ]
     if bad:
@@ -164,23 +243,21 @@ def capture(
             f"[compile] {name}: {inner_path(bad[0])} holds NaN or infinite values"
             + (f" (and {len(bad) - 1} more)" if len(bad) > 1 else "")
         )
+
+
+def _export(settled: _Settled, inputs: _Inputs) -> Exported:
     try:
         with torch.no_grad(), unvalidated(), _spelled_out(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(_Settled(frozen), (images,), conditions, strict=False)
+            exported = torch.export.export(settled, (inputs.images,), dict(inputs.conditions), strict=False)
             exported = exported.run_decompositions(_decompositions())
     except Exception as error:
         raise CaptureError(
-            f"[compile] torch.export could not capture {name}: {error}\n"
+            f"[compile] torch.export could not capture {inputs.name}: {error}\n"
             "forward must be traceable: no control flow on tensor values, no item() calls"
         ) from error
-    captured = _sort(exported, shape, levels, images, conditions, name)
-    _check(captured, images, conditions, output)
-    fresh = _example_images(shape, levels, generator)
-    with torch.no_grad(), unvalidated():
-        _check(captured, fresh, conditions, frozen(fresh, **conditions))
-    captured.verify()
-    return captured
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    return Exported(exported.graph, specs, exported.constants)
 
 
 @contextlib.contextmanager
@@ -263,32 +340,23 @@ class _DropWrites(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _sort(
-    exported: torch.export.ExportedProgram,
-    shape: tuple[int, int, int],
-    levels: int,
-    images: Tensor,
-    conditions: Mapping[str, Tensor],
-    name: str,
-) -> Captured:
+def _sort(exported: Exported, settled: _Settled, inputs: _Inputs) -> Captured:
     folded: dict[fx.Node, Any] = {}
     user: list[fx.Node] = []
     image_nodes: list[fx.Node] = []
     conditional: list[fx.Node] = []
     on_image: set[fx.Node] = set()
     on_condition: set[fx.Node] = set()
-    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    name = inputs.name
     output: fx.Node | None = None
     for node in exported.graph.nodes:
         if node.op == "placeholder":
-            spec = specs[node.name]
+            spec = exported.specs[node.name]
             if spec.kind == InputKind.USER_INPUT:
                 user.append(node)
                 (on_condition if len(user) > 1 else on_image).add(node)
-            elif spec.target in exported.state_dict:
-                folded[node] = exported.state_dict[spec.target].detach().clone()
             else:
-                folded[node] = exported.constants[spec.target]
+                folded[node] = _value(exported, settled, spec.target)
         elif node.op == "output":
             results = [a for a in node.args[0] if isinstance(a, fx.Node)]
             if len(results) != 1:
@@ -314,10 +382,21 @@ def _sort(
     assert output is not None
     if output not in on_image:
         raise CaptureError(f"[compile] the output of {name}.forward does not depend on the images")
-    conditioner = Conditioner(
-        tuple(conditions), tuple(conditions.values()), tuple(user[1:]), tuple(conditional), folded
+    names, examples = tuple(inputs.conditions), tuple(inputs.conditions.values())
+    conditioner = Conditioner(names, examples, tuple(user[1:]), tuple(conditional), folded)
+    return Captured(
+        inputs.shape, inputs.levels, user[0], tuple(image_nodes), folded, conditioner, output, name
     )
-    return Captured(shape, levels, user[0], tuple(image_nodes), folded, conditioner, output, name)
+
+
+def _value(exported: Exported, settled: _Settled, target: str) -> Any:
+    """What a placeholder stands for: a tensor of the module, as it is now, or a constant of the graph."""
+    owner, _, name = target.rpartition(".")
+    try:
+        value = getattr(settled.get_submodule(owner), name)
+    except AttributeError:
+        return exported.constants[target]
+    return value.detach().clone() if isinstance(value, Tensor) else exported.constants[target]
 
 
 def run(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
@@ -332,13 +411,18 @@ def run(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor]) ->
     return env[captured.output]
 
 
-def _check(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor], expected: Tensor) -> None:
-    got = run(captured, images, conditions)
-    if expected.shape != got.shape or not torch.allclose(expected, got, rtol=1e-4, atol=1e-4, equal_nan=True):
-        worst = (expected - got).abs().max().item() if expected.shape == got.shape else float("nan")
+def _difference(expected: Tensor, got: Tensor) -> float:
+    """The largest difference, if it is more than rounding; NaN for other shapes."""
+    if expected.shape != got.shape:
+        return float("nan")
+    same = torch.allclose(expected, got, rtol=1e-4, atol=1e-4, equal_nan=True)
+    return 0.0 if same else (expected - got).abs().max().item()
+
+
+def _check(expected: Tensor, got: Tensor, what: str) -> None:
+    if (worst := _difference(expected, got)) != 0:
         raise CaptureError(
-            f"[compile] the captured graph of {captured.module_name} differs from the module on fresh images by up to "
-            f"{worst:g}: forward depends on something besides its arguments and weights"
+            f"[compile] {what} by up to {worst:g}: forward depends on something besides its arguments and weights"
         )
 
 

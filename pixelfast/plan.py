@@ -22,7 +22,8 @@ What lowering yields becomes what is scheduled by the passes of `pixelfast.passe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import hashlib
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -132,6 +133,11 @@ class ConvOp:
     def products(self) -> int:
         return self.weight.shape[2]
 
+    @cached_property
+    def alive(self) -> np.ndarray:
+        """bool (taps, in): whether some weight is not exactly zero."""
+        return (self.weight != 0).any(axis=2)
+
 
 @dataclass(frozen=True, eq=False)
 class MapOp:
@@ -224,9 +230,35 @@ class Plan:
     maps: tuple[Map, ...]
     ops: tuple[Op, ...]
     _firsts: np.ndarray = field(init=False, repr=False)
+    _reads: dict[int, tuple[Op, list[Read]]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_firsts", np.array([m.first for m in self.maps], np.int64))
+
+    @cached_property
+    def structure(self) -> bytes:
+        """A digest of all but the values of weights, tables and constants: of what a schedule depends on."""
+        digest = hashlib.sha256(repr((self.shape, self.levels, self.maps)).encode())
+        for op in self.ops:
+            words: list[object] = [type(op).__name__]
+            arrays: list[np.ndarray] = []
+            if isinstance(op, ConvOp):
+                arrays.append(op.alive)
+            for part in fields(op):
+                value = getattr(op, part.name)
+                if isinstance(value, Keys):
+                    arrays += [value.first, value.start, value.end]
+                elif part.name == "code":
+                    words += [(i.fn, i.args, i.offset, i.flat) for i in value]
+                    arrays += [i.refs for i in value]
+                elif isinstance(value, np.ndarray) and value.dtype == np.int64:
+                    arrays.append(value)
+                else:
+                    words.append(value.shape if isinstance(value, np.ndarray) else value)
+            digest.update(repr((words, [a.shape for a in arrays])).encode())
+            for array in arrays:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.digest()
 
     def map_of(self, refs: np.ndarray) -> np.ndarray:
         """The map of each channel number, ZERO where there is none."""
@@ -239,16 +271,21 @@ class Plan:
     def live_taps(self, op: ConvOp) -> list[tuple[int, int]]:
         """(tap, source map) pairs that reach some product through a weight that is not exactly zero."""
         sources = self.map_of(op.refs)
-        alive = (op.weight != 0).any(axis=2)  # (taps, in)
         return [
             (t, int(m))
             for t in range(len(op.offsets))
-            for m in dict.fromkeys(sources[alive[t]].tolist())
+            for m in dict.fromkeys(sources[op.alive[t]].tolist())
             if m != ZERO
         ]
 
     def reads(self, op: Op) -> list[Read]:
         """Everything that one position of the op reads."""
+        known = self._reads.get(id(op))
+        if known is None or known[0] is not op:
+            known = self._reads[id(op)] = (op, self._find_reads(op))
+        return known[1]
+
+    def _find_reads(self, op: Op) -> list[Read]:
         found: dict[Read, None] = {}
         if isinstance(op, ConvOp):
             for t, m in self.live_taps(op):

@@ -179,6 +179,14 @@ class _Assembler:
         buffer, first = self.place[m]
         return buffer, first + ref - self.plan.maps[m].first
 
+    def locate_all(self, refs: np.ndarray, sources: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Buffers and channels of channel numbers, which lie in maps `sources`."""
+        names = np.unique(sources)
+        places = np.array([self.place.get(m, (ZERO, ZERO)) for m in names.tolist()]).reshape(-1, 2)
+        firsts = np.array([self.plan.maps[m].first for m in names.tolist()])
+        at = np.searchsorted(names, sources)
+        return places[at, 0], places[at, 1] + refs - firsts[at]
+
     def op(self, op: Op) -> list[list[int]]:
         """The records of an op, with their lengths filled in."""
         if isinstance(op, InputOp):
@@ -238,17 +246,19 @@ class _Assembler:
     def conv(self, op: ConvOp) -> list[int]:
         buffer, channel = self.phase(op)
         sources = self.plan.map_of(op.refs)
+        buffers, channels_of = self.locate_all(op.refs, sources)
         taps: list[list[int]] = []
         rows: list[np.ndarray] = []
         live = set(self.plan.live_taps(op))
-        for t, (dy, dx) in enumerate(op.offsets):
-            kept = np.array([i for i, m in enumerate(sources.tolist()) if (t, m) in live], np.int64)
-            for i in kept.tolist():
-                b, c = self.locate(int(op.refs[i]))
-                if taps and taps[-1][0] == b and taps[-1][1] + taps[-1][2] == c and taps[-1][3:] == [dy, dx]:
-                    taps[-1][2] += 1
-                else:
-                    taps.append([b, c, 1, dy, dx])
+        for t, offset in enumerate(op.offsets):
+            kept = np.flatnonzero(np.isin(sources, [m for at, m in live if at == t]))
+            b, c = buffers[kept], channels_of[kept]
+            starts = np.flatnonzero((np.diff(b, prepend=ZERO) != 0) | (np.diff(c, prepend=ZERO) != 1))
+            lengths = np.diff(starts, append=len(kept))
+            taps += [
+                [*tap, *offset]
+                for tap in zip(b[starts].tolist(), c[starts].tolist(), lengths.tolist(), strict=True)
+            ]
             rows.append(op.weight[t, kept])
         weight = np.concatenate(rows) if rows else np.zeros((0, op.products), np.float32)
         channels = self.plan.maps[op.out].channels
@@ -328,6 +338,24 @@ def progressions(positions: np.ndarray) -> list[list[int]]:
     return runs
 
 
+def _launches(schedule: Schedule, of_op: Sequence[range]) -> tuple[list[int], int]:
+    """The words of the launches, and how many steps they are. `of_op`: the records of each op."""
+    launches: list[int] = []
+    steps = 0
+    found = list(schedule.launches())
+    for (step, i, positions), following in zip(found, [*found[1:], None], strict=True):
+        runs = progressions(positions)
+        words = [word for run in runs for word in run]
+        for record in of_op[i]:
+            launches += [record, len(runs)]
+            launches += words
+        # A step is also where progress is told and Ctrl-C is heard: where images are known, after every op.
+        if following is None or following[0] != step or schedule.order.skew is None:
+            launches += [C["kStepMark"], 0]
+            steps += 1
+    return launches, steps
+
+
 def assemble(schedule: Schedule) -> Program:
     """Encode a schedule."""
     plan = schedule.plan
@@ -340,17 +368,9 @@ def assemble(schedule: Schedule) -> Program:
         if not isinstance(op, ConstantOp | ConditionOp):
             records += a.op(op)
         of_op.append(range(first, len(records)))
-    launches: list[int] = []
-    steps = 0
-    found = list(schedule.launches())
-    for (step, i, positions), following in zip(found, [*found[1:], None], strict=True):
-        runs = progressions(positions)
-        for record in of_op[i]:
-            launches += [record, len(runs), *(word for run in runs for word in run)]
-        # A step is also where progress is told and Ctrl-C is heard: where images are known, after every op.
-        if following is None or following[0] != step or schedule.order.skew is None:
-            launches += [C["kStepMark"], 0]
-            steps += 1
+    if "launches" not in schedule.encoded:
+        schedule.encoded["launches"] = _launches(schedule, of_op)
+    launches, steps = schedule.encoded["launches"]
     buffers = [word for b in a.buffers for word in b.words]
     ops = [word for record in records for word in record]
     header = [
@@ -365,7 +385,7 @@ def assemble(schedule: Schedule) -> Program:
             f"[compile] the program needs {max(data.size, a.arena_floats) * 4 / 1e9:.1f} GB in one table; "
             "at most 8.6 GB are supported"
         )
-    program = Program(
+    return Program(
         np.array(header + buffers + ops + launches, np.int32),
         data,
         plan.shape,
@@ -375,8 +395,6 @@ def assemble(schedule: Schedule) -> Program:
         a.condition_floats,
         a.condition_offsets,
     )
-    program.verify()
-    return program
 
 
 # --- decode -----------------------------------------------------------------------------------------------------

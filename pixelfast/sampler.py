@@ -19,13 +19,14 @@ from . import passes
 from . import plan as P
 from . import schedule as S
 from ._cpu import default_threads
+from ._recent import Recent
 from .capture import Captured, run, same_everywhere
 from .explain import Explanation, explain
 from .heads import Head
 from .lower import Condition
 from .outputs import Pick
 from .prepare import Planned, Prepared, check_shape, make_plan, prepare
-from .program import Program, assemble
+from .program import C, Program, assemble
 from .runtime import available_nbytes, load
 from .runtime import check as check_backend
 
@@ -102,21 +103,42 @@ def sampler_of(
     )
 
 
+_ORDERS: Recent[S.Order] = Recent(32)
+_SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
+
+
 def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:
-    fused = passes.fuse(plan, S.lateness(plan, order))
+    """Fuse and schedule; what was found out for another plan of the same structure is used again."""
+    key = plan.structure, order.name, order.skew
+    known = _SCHEDULES.get(key)
+    lateness = known[0] if known else S.lateness(plan, order)
+    fused = passes.fuse(plan, lateness)
     fused.verify()
-    return S.schedule(fused, order)
+    if known:
+        return known[1](fused)
+    schedule = S.schedule(fused, order)
+    _SCHEDULES.put(key, (lateness, schedule.maker()))
+    return schedule
 
 
 def _choose(plan: P.Plan, order: str) -> S.Schedule:
+    key = plan.structure, order
+    found = _ORDERS.get(key) or _ORDERS.put(key, _find_order(plan, order))
+    return _schedule(plan, found)
+
+
+def _find_order(plan: P.Plan, order: str) -> S.Order:
+    raster = S.raster(plan.shape)
     if order == "raster":
-        S.check_causal(plan, S.raster(plan.shape))  # here, since fused ops belong to several modules
-        return _schedule(plan, S.raster(plan.shape))
-    front = _schedule(plan, S.wavefront(plan.shape, S.find_skew(plan)))
+        S.check_causal(plan, raster)  # here, since fused ops belong to several modules
+        return raster
+    skew = S.find_skew(plan)
+    front = S.wavefront(plan.shape, skew)
     if order == "wavefront":
         return front
-    raster = _schedule(plan, S.raster(plan.shape))
-    return min(raster, front, key=lambda schedule: schedule.cost)
+    if skew == plan.shape[2]:
+        return raster
+    return min(raster, front, key=lambda o: _schedule(plan, o).cost)
 
 
 class Sampler:
@@ -413,8 +435,12 @@ class Sampler:
 
     def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
-        at_once = (parallel.get("threads") or default_threads()) * max(parallel.get("chunk", 0), 1)
-        need = n * per_image + min(n, at_once) * 4 * program.arena_floats
+        arena, weights = 4 * max(program.arena_floats, 1), 4 * len(program.data)
+        chunk = parallel.get("chunk") or max(
+            max(C["kArenaBytes"], weights) // arena, 1
+        )  # as the runtime chooses
+        at_once = (parallel.get("threads") or default_threads()) * chunk
+        need = n * per_image + min(n, at_once) * arena
         have = available_nbytes()
         if need > have:
             raise MemoryError(

@@ -16,9 +16,10 @@ ready, and not after anything that reads it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
@@ -307,13 +308,28 @@ class Ring:
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """`steps[i]`: int32 (height, width), when each element of op i runs; NEVER where it does not."""
+    """`steps[i]`: int32 (height, width), when each element of op i runs; NEVER where it does not.
+
+    `encoded` is where `program.assemble` keeps what it makes of the launches.
+    """
 
     plan: Plan
     order: Order
     ready: tuple[np.ndarray, ...]
     steps: tuple[np.ndarray, ...]
     rings: dict[int, Ring]  # by home
+    encoded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def maker(self) -> Callable[[Plan], Schedule]:
+        """Return what gives plans of the same structure the same schedule. It keeps none of the weights."""
+        return partial(
+            Schedule,
+            order=self.order,
+            ready=self.ready,
+            steps=self.steps,
+            rings=self.rings,
+            encoded=self.encoded,
+        )
 
     @property
     def count(self) -> int:

@@ -215,13 +215,13 @@ class Noise(Base):
         (Control, r"could not capture Control: (?s:.*)forward must be traceable: no control flow on tensor"),
         (Pair, r"\[compile\] Pair\.forward must return one tensor, got a tuple"),
         (Named, r"\[compile\] Named\.forward must return one tensor, got a dict"),
-        (Drift, r"graph of Drift differs from the module on fresh images by up to"),
+        (Drift, r"\[compile\] Drift gives for an image, run again, results that differ by up to"),
         (Blind, r"\[compile\] the output of Blind\.forward does not depend on the images"),
         (
             Counter,
-            r"graph of Counter differs from the module on fresh images by up to [0-9.e+-]+: forward dep",
+            r"Counter gives for an image, run again, results that differ by up to [0-9.e+-]+: forward dep",
         ),
-        (Noise, r"graph of Noise differs from the module on fresh images by up to"),
+        (Noise, r"Noise gives for an image, run again, results that differ by up to"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(kind, match):
@@ -277,6 +277,42 @@ def test_scripted_modules_are_refused(make):
         pf.compile(module, shape=(1, 2, 3), head=pf.heads.Bernoulli())
 
 
-def test_labels_that_forward_does_not_take_are_its_own_error():
-    with pytest.raises(TypeError, match="labels"):
-        pf.compile(Layers(), shape=(1, 2, 3), conditions={"labels": torch.int64})
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"conditions": {"labels": torch.int64}},
+            r"Layers\.forward failed, given images int64 \(2, 1, 2, 3\), labels int64 \(2,\): TypeError: .*labels",
+        ),
+        (
+            {"to_input": lambda x: x},
+            r"given images int64 \(2, 1, 2, 3\): RuntimeError: .*(?s:.*)to_input= says what forward takes",
+        ),
+    ],
+)
+def test_a_forward_that_fails_is_told_what_it_was_given(options, match):
+    module = Layers()
+    if "to_input" in options:
+        module.net = lambda images: F.conv2d(images, module.left.weight)
+    with pytest.raises(pf.CaptureError, match=match):
+        pf.compile(module, shape=(1, 2, 3), **options)
+
+
+class Padded(Base):
+    """Keeps ones of the size of its first batch."""
+
+    ones = None
+
+    def forward(self, images):
+        if self.ones is None:
+            self.ones = torch.ones_like(images[:, :1], dtype=torch.float32)
+        return self.net(images) * torch.cat([self.ones, self.ones], 1).mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_what_forward_kept_for_a_batch_of_another_size(batch):
+    torch.manual_seed(0)
+    module = Padded()
+    module(torch.zeros(batch, 1, 2, 3, dtype=torch.int64))
+    assert pf.compile(module, shape=(1, 2, 3)).verify() < 1e-4
+    assert len(module.ones) == batch

@@ -181,6 +181,7 @@ py::dict constants() {
   PIXELFAST_CONSTANT(kMaxLevels)
   PIXELFAST_CONSTANT(kMaxThreads)
   PIXELFAST_CONSTANT(kFrequencyTotal)
+  PIXELFAST_CONSTANT(kArenaBytes)
 #undef PIXELFAST_CONSTANT
   d["spaces"] = py::make_tuple("arena", "data", "condition");
   return d;

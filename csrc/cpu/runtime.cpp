@@ -10,8 +10,6 @@
 namespace pixelfast {
 namespace {
 
-constexpr int64_t kArenaBytes = int64_t{16} << 20;  // of a thread's chunk: what a share of the L3 cache holds
-
 std::string message(const Failure& f) {
   return std::string("[sample] the model gave ") + describe(f.flaw) + " at image " + std::to_string(f.image) +
          ", pixel (" + std::to_string(f.y) + ", " + std::to_string(f.x) + "), colour " +
@@ -31,11 +29,11 @@ struct Shared {
 }  // namespace
 
 // As many images as fill a block of rows, so that weights are read once for many, but no more than the cache
-// holds; and the same number for each thread.
+// holds, or than there are weights to be read; and the same number for each thread.
 int Engine::choose_chunk(int64_t n, int threads) const {
   const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
   const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
-  const int64_t fitting = std::max<int64_t>(1, kArenaBytes / arena_bytes);
+  const int64_t fitting = std::max<int64_t>(1, std::max(kArenaBytes, weights_nbytes()) / arena_bytes);
   const int64_t most = std::min(filling, fitting);
   const int64_t rounds = (n + most * threads - 1) / (most * threads);
   return static_cast<int>((n + rounds * threads - 1) / (rounds * threads));

@@ -14,6 +14,8 @@
 
 namespace pixelfast {
 
+constexpr int64_t kArenaBytes = int64_t{16} << 20;  // of a thread's chunk: what a share of the L3 cache holds
+
 // Zeroed floats on a 64-byte boundary.
 class AlignedFloats {
  public:
