@@ -207,7 +207,7 @@ def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
     try:
         return frozen(inputs.images, **inputs.conditions)
     except Exception as error:
-        if _resize_caches(frozen):
+        if resize_caches(frozen):
             with contextlib.suppress(Exception):
                 return frozen(inputs.images, **inputs.conditions)
         given = {"images": inputs.images, **inputs.conditions}
@@ -218,7 +218,7 @@ def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
         ) from error
 
 
-def _resize_caches(module: nn.Module) -> bool:
+def resize_caches(module: nn.Module) -> bool:
     """Give tensors that forward keeps for a batch of another size (of ones, say) the size of the batch at hand."""
     found = False
     for part in module.modules():

@@ -20,6 +20,7 @@ from audited import (
     Embeds,
     Floats,
     Grouped,
+    Keeps,
     Net,
     Noisy,
     Norm,
@@ -320,6 +321,16 @@ def test_a_batch_of_one_breaks_it():
     audit = pf.audit(Squeezes(), GREY)
     assert audit.ok
     assert "breaks on 1x1, 5x6, batch 1: where is the batch?" in lines(audit, "warn")
+
+
+def test_a_module_that_keeps_something_for_its_batch():
+    module = Keeps()
+    module(torch.zeros((5, *GREY), dtype=torch.int64))
+    audit = pf.audit(module, GREY)
+    assert audit.causal
+    assert "5x6, batch 1, 5x6, batch 3: another batch" in lines(audit, "warn")
+    assert audit.measured.complete
+    assert len(module.ones) == 5
 
 
 # --- how it is read ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..capture import inference_copy, unvalidated
+from ..capture import unvalidated
 from ..prepare import Prepared
 from ..sampler import Sampler
 from .effects import Manner, Runner, mixing_in_training, said
@@ -38,8 +38,11 @@ def sizes(prepared: Prepared, manner: Manner) -> tuple[Size, ...]:
     _, height, width = prepared.shape
     n = 1 if 2 in manner.breaks else 2
     wanted = [(1, 1), (7, 7), (height, 2 * width), (2 * height, width), (2 * height, 2 * width)]
-    module = inference_copy(prepared.module)
-    found = [_size(prepared, module, n, *size) for size in dict.fromkeys(wanted) if size != (height, width)]
+    runner = Runner(prepared)
+    runner.run(runner.images(n, 0))  # what it keeps for its batch is now of this one
+    found = [
+        _size(prepared, runner.module, n, *size) for size in dict.fromkeys(wanted) if size != (height, width)
+    ]
     return (*found, *(Size(b, height, width, "breaks", said) for b, said in manner.breaks.items()))
 
 
@@ -73,11 +76,11 @@ def scores(sampler: Sampler, prepared: Prepared) -> Scores:
 def cost(prepared: Prepared, manner: Manner, sampler: Sampler | None) -> Cost:
     """Count, and time a pass of the module at batch 1, and one drawn image."""
     runner = Runner(prepared)
-    images, given = runner.images(manner.least, 0), runner.conditions(manner.least)
+    images = runner.images(manner.least, 0)
 
     def forward() -> None:
         with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
-            runner.module(images, **given)
+            runner.forward(images)
 
     seconds = _fastest(forward)
     with FlopCounterMode(display=False) as counter:

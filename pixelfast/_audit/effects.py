@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..capture import inference_copy, inner_path, unvalidated
+from ..capture import inference_copy, inner_path, resize_caches, unvalidated
 from ..heads import Bernoulli, Custom, Head, LogisticMixture
 from ..inputs import Fed
 from ..prepare import Prepared
@@ -49,8 +49,18 @@ class Runner:
         """float64 (N, parameters, C, H, W): equal where the distributions are. `seed`: of what is left to chance."""
         with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            params = self.module(images, **self.conditions(len(images))).double()
+            params = self.forward(images).double()
             return _canonical(self.head, params, images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The head's parameters."""
+        conditions = self.conditions(len(images))
+        try:
+            return self.module(images, **conditions)
+        except Exception:
+            if resize_caches(self.module):
+                return self.module(images, **conditions)
+            raise
 
 
 def _cast(dtype: torch.dtype) -> Any:
@@ -86,7 +96,7 @@ def differ(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
 class Manner:
     """How a module has to be run: whether each image alone, since others change it, or chance does; and what was found.
 
-    breaks: what forward says to a batch of 2, or of 1.
+    breaks: what forward says to a batch of 2, of 1, or of 3.
     """
 
     random: bool
@@ -96,7 +106,7 @@ class Manner:
 
     @property
     def alone(self) -> bool:
-        return self.random or bool(self.mixes) or 2 in self.breaks
+        return self.random or bool(self.mixes) or 2 in self.breaks or 3 in self.breaks
 
     @property
     def least(self) -> int:
@@ -107,12 +117,12 @@ def manner(prepared: Prepared) -> Manner:
     """Raises `ValueError` where forward takes images of this shape in no batch at all."""
     runner = Runner(prepared)
     breaks: dict[int, str] = {}
-    for n in (2, 1):
+    for n in (2, 1, 3):
         try:
             runner.run(runner.images(n, 0))
         except Exception as error:
             breaks[n] = said(error)
-    if len(breaks) == 2:
+    if {1, 2} <= {*breaks}:
         shape = (2, *prepared.shape)
         raise ValueError(f"[audit] {prepared.name} cannot be run on images of shape {shape}: {breaks[2]}")
     n = 1 if 2 in breaks else 2

@@ -115,7 +115,7 @@ class Size:
     message: str = ""
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width}" + (", batch 1" if self.images == 1 else "")
+        return f"{self.height}x{self.width}" + (f", batch {self.images}" if self.images != 2 else "")
 
 
 @dataclass(frozen=True)
