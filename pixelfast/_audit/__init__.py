@@ -6,7 +6,7 @@ a copy of the module, run           independent of it: dependence, the batch, ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,12 @@ from tqdm import tqdm
 from .. import receptive
 from .. import schedule as S
 from ..capture import CaptureError
+from ..conditions import Conditions
 from ..heads import Head, LogisticMixture
 from ..lower import LoweringError
 from ..outputs import Pick
 from ..plan import Plan
-from ..prepare import Planned, Prepared, check_shape, make_plan, own_head, prepare
+from ..prepare import Planned, Prepared, check_module, check_shape, make_plan, own_head, prepare
 from ..sampler import Sampler, sampler_of
 from . import checks
 from .guess import guess
@@ -38,7 +39,7 @@ def audit(
     *,
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
-    conditions: Mapping[str, torch.dtype] | None = None,
+    conditions: Conditions | None = None,
     output: Pick | None = None,
     seconds: float = 20.0,
     progress: bool = False,
@@ -112,7 +113,7 @@ def first_leak(
     *,
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
-    conditions: Mapping[str, torch.dtype] | None = None,
+    conditions: Conditions | None = None,
     output: Pick | None = None,
     seconds: float = 20.0,
 ) -> S.Leak | None:
@@ -132,6 +133,7 @@ def first_leak(
 def _prepared(
     module: nn.Module, shape: Any, head: Head | None, to_input: Any, conditions: Any, output: Any
 ) -> tuple[Prepared, str]:
+    check_module(module, "audit")
     shape = check_shape(shape, "audit")
     note = ""
     if head is None and own_head(module) is None:

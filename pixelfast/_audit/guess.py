@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..capture import inference_copy, unvalidated
+from ..conditions import Conditions, examples_of
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
 from ..inputs import scaled
 from ..outputs import _list, _pick
@@ -21,7 +22,7 @@ def guess(
     module: nn.Module,
     shape: tuple[int, int, int],
     to_input: ToInput | None,
-    conditions: Mapping[str, torch.dtype] | None,
+    conditions: Conditions | None,
     output: Any,
 ) -> tuple[Head, ToInput | None]:
     """A head that fits what forward returns; and `scaled(-1, 1)` where forward takes floats, if nothing was said.
@@ -30,7 +31,7 @@ def guess(
     """
     name = type(module).__name__
     images = torch.zeros((2, *shape), dtype=torch.int64)
-    extra = {key: torch.zeros(2, dtype=dtype) for key, dtype in (conditions or {}).items()}
+    extra = examples_of(conditions or {}, "audit")
     copy = inference_copy(module)
     failed = ""
     for make in [to_input] if to_input is not None else [None, scaled(-1, 1)]:
