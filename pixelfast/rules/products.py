@@ -30,11 +30,11 @@ def _conv2d(
     groups: int = 1,
 ) -> View:
     v = ctx.view(a)
+    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+        raise ctx.fail("the weights depend on the image or on a condition")
     v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
     if v.axes != "ncyx":
         raise ctx.fail(f"a convolution over axes {v.axes}; supported is ncyx")
-    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
-        raise ctx.fail("the weights depend on the image or on a condition")
     w = weight.detach().to(torch.float32).numpy()
     outs, ins, rows, columns = w.shape
     if groups > 1:  # as one dense product; the zeros keep groups apart
