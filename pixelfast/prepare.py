@@ -80,7 +80,9 @@ def prepare(
     examples = examples_of(conditions)
     if to_input is not None:
         module = Fed(module, to_input, head.levels)
-    known = {"labels": classes} if classes else {}
+    labels = examples.get("labels")
+    numbers = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    known = {"labels": classes} if classes and numbers else {}
     return Prepared(Read(module, head, output, name), name, shape, head, examples, known)
 
 

@@ -458,6 +458,14 @@ def test_bad_conditions_of_compile_are_refused(conditions, match):
         pf.compile(Net(PARTS["added"][0]), shape=SHAPE, conditions=conditions)
 
 
+def test_classes_bound_labels_that_are_numbers_alone():
+    net = Net(lambda g, h, x, labels: h + g.vector(labels)[:, :, None, None])
+    net.classes = CLASSES
+    sampler = pf.compile(net, shape=SHAPE, conditions={"labels": ONE_HOT["o"]})
+    assert sampler.verify() < 1e-4
+    assert len(sampler.sample(2, labels=-ONE_HOT["o"]).images) == 2
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
