@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.distributions import Distribution
@@ -438,8 +437,3 @@ def _check(expected: Tensor, got: Tensor, what: str) -> None:
         raise CaptureError(
             f"[compile] {what} by up to {worst:g}: forward depends on something besides its arguments and weights"
         )
-
-
-def same_everywhere(value: Tensor) -> np.ndarray:
-    """One entry of a conditional tensor whose batch entries were computed from equal conditions."""
-    return value[:1].detach().to(torch.float32).cpu().numpy()

@@ -108,15 +108,18 @@ class Given:
 
 @dataclass(frozen=True)
 class Condition:
-    """Where a ConditionOp's values come from: permute(node's value without its batch axis) as (h, w, channels)."""
+    """Where a ConditionOp's values come from: a node's value, of axes as a View's, as (h, w, channels)."""
 
     node: fx.Node
-    permutation: tuple[int, ...]
-    shape: tuple[int, int, int]
+    axes: str
 
-    def arrange(self, value: np.ndarray) -> np.ndarray:
-        """value: one image's, without batch axis."""
-        return value.transpose(self.permutation).reshape(self.shape)
+    def arrange(self, value: Tensor) -> np.ndarray:
+        """value: of a batch of equal conditions, of which the first is taken. Returns float32 (h, w, channels)."""
+        array, axes = one_image(value.detach().to(torch.float32).cpu().numpy(), self.axes)
+        positions = [axes.index(a) for a in "yx" if a in axes]
+        channels = [i for i, a in enumerate(axes) if a == "c"]
+        height, width = (array.shape[axes.index(a)] if a in axes else 1 for a in "yx")
+        return array.transpose([*positions, *channels]).reshape(height, width, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,24 +285,17 @@ class Lowering:
 
         The tensor has the axes of `like`; along y or x, where its size is 1, it is the same at every position.
         """
-        if "n" not in like.axes:
-            raise self.fail(
-                f"a condition meets a tensor of axes {like.axes}, whose batch is merged with another"
-            )
-        at = {a: i for i, a in enumerate(like.axes.replace("n", "", 1)) if a != "c"}
-        batch = like.axes.index("n")
-        sizes = value.shape[:batch] + value.shape[batch + 1 :]
-        rest = [i for i in range(len(sizes)) if i not in at.values()]
-        extent = (sizes[at["y"]] if "y" in at else 1, sizes[at["x"]] if "x" in at else 1)
-        channels = math.prod(sizes[i] for i in rest)
-        condition = Condition(value.node, (*at.values(), *rest), (*extent, channels))
+        sizes, axes = one_image(np.zeros(value.shape, bool), like.axes)
+        dims = [size for size, axis in zip(sizes.shape, axes, strict=True) if axis == "c"]
+        height, width = (sizes.shape[axes.index(a)] if a in axes else 1 for a in "yx")
+        condition = Condition(value.node, like.axes)
         key = condition, like.height, like.width
         if key not in self._given:
-            out = self.build.map(f"given.{value.node.name}", like.height, like.width, channels)
+            out = self.build.map(f"given.{value.node.name}", like.height, like.width, math.prod(dims))
             self._given[key] = out
-            self.build.add(P.ConditionOp(out, len(self.conditions), extent, where(value.node)))
+            self.build.add(P.ConditionOp(out, len(self.conditions), (height, width), where(value.node)))
             self.conditions.append(condition)
-        return self.build.refs(self._given[key]).reshape([sizes[i] for i in rest])
+        return self.build.refs(self._given[key]).reshape(dims)
 
     def settle(self, view: View) -> View:
         """The same values as a map of their own, neither shifted nor cut."""
@@ -378,19 +374,10 @@ class Lowering:
 
     def of_one_image(self, array: np.ndarray, axes: str) -> tuple[np.ndarray, str]:
         """A constant without its batch: its values and axes, where "b" is "c", and "r" and "s" are "x"."""
-        for letter, left in (("n", ""), ("b", "c"), ("r", "x"), ("s", "x")):
-            at = axes.find(letter)
-            if at < 0:
-                continue
-            images = BATCH if array.shape[at] > 1 else 1
-            split = (-1, images) if letter == "s" else (images, -1)
-            parts = array.reshape(*array.shape[:at], *split, *array.shape[at + 1 :])
-            parts = parts.swapaxes(at, at + 1) if letter == "s" else parts
-            if not (parts == parts.take([0], at)).all():
-                raise self.fail("a constant that differs between the images of a batch")
-            array, axes = parts.take(0, at), axes.replace(letter, left)
-            array = array if left else array.squeeze(at)
-        return array, axes
+        first, left = one_image(array, axes)
+        if not np.array_equal(first, one_image(array, axes, BATCH - 1)[0]):
+            raise self.fail("a constant that differs between the images of a batch")
+        return first, left
 
     def pointwise(self, values: Sequence[Any], *steps: tuple) -> View:
         """An elementwise expression of the values, as lines (fn, register, ...); the values are registers 0, 1, ...
@@ -435,6 +422,21 @@ def named(view: View, axes: str) -> View | None:
         return None
     dims = [s or 1 for a, s in zip(axes, shape, strict=True) if a == "c"]
     return replace(view, axes=axes, refs=view.refs.reshape(dims))
+
+
+def one_image(array: np.ndarray, axes: str, image: int = 0) -> tuple[np.ndarray, str]:
+    """One image of a batch: its values and axes, where "b" is "c", and "r" and "s" are "x"."""
+    for letter, left in (("n", ""), ("b", "c"), ("r", "x"), ("s", "x")):
+        at = axes.find(letter)
+        if at < 0:
+            continue
+        images = BATCH if array.shape[at] > 1 else 1
+        split = (-1, images) if letter == "s" else (images, -1)
+        parts = array.reshape(*array.shape[:at], *split, *array.shape[at + 1 :])
+        parts = parts.swapaxes(at, at + 1) if letter == "s" else parts
+        array, axes = parts.take(min(image, images - 1), at), axes.replace(letter, left)
+        array = array if left else array.squeeze(at)
+    return array, axes
 
 
 def visible(view: View) -> tuple[int, int, int, int]:

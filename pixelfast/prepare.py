@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import passes
 from . import plan as P
 from .capture import Captured, capture
+from .conditions import Conditions, examples_of
 from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 from .inputs import Fed
 from .lower import Condition, lower
@@ -23,8 +24,8 @@ from .outputs import Pick, Read, settle
 class Prepared:
     """`module` takes int64 images (N, C, H, W) and the conditions, and returns the head's parameters.
 
-    `examples`: for each condition, two values of its dtype. `classes`: how many values those have of which that is
-    known.
+    `examples`: for each condition, (2, ...): its value for two images. `classes`: how many values those have of which
+    that is known.
     """
 
     module: Read
@@ -57,10 +58,11 @@ def prepare(
     shape: tuple[int, int, int],
     head: Head | None,
     to_input: Callable[[Tensor], Tensor] | None,
-    conditions: Mapping[str, torch.dtype] | None,
+    conditions: Conditions | None,
     output: Pick | None,
 ) -> Prepared:
     """Arguments as for `pixelfast.compile`. Raises `ValueError` where they do not fit the module."""
+    check_module(module)
     name, own = type(module).__name__, own_head(module)
     head = own if head is None else head
     if head is None:
@@ -75,10 +77,12 @@ def prepare(
         raise ValueError(f"[compile] the model has {channels} channels, but shape is {shape}")
     if conditions is None:
         conditions = {"labels": torch.int64} if classes else {}
-    examples = {key: torch.zeros(2, dtype=dtype) for key, dtype in conditions.items()}
+    examples = examples_of(conditions)
     if to_input is not None:
         module = Fed(module, to_input, head.levels)
-    known = {"labels": classes} if classes else {}
+    labels = examples.get("labels")
+    numbers = labels is not None and labels.ndim == 1 and not labels.is_floating_point()
+    known = {"labels": classes} if classes and numbers else {}
     return Prepared(Read(module, head, output, name), name, shape, head, examples, known)
 
 
@@ -96,6 +100,19 @@ def make_plan(prepared: Prepared) -> Planned:
     found = passes.prune(passes.split(lowered.plan))
     found.verify()
     return Planned(captured, head, lowered.conditions, found)
+
+
+def check_module(module: Any, where: str = "compile") -> None:
+    """Raises `ValueError`."""
+    if isinstance(module, nn.Module):
+        return
+    if isinstance(getattr(module, "__self__", None), nn.Module):
+        hint = f"pass the {type(module.__self__).__name__} itself, whose forward is what is compiled"
+    elif isinstance(module, type):
+        hint = "pass an instance of it, with its weights"
+    else:
+        hint = "a function can be the forward of a small Module that holds whatever has weights"
+    raise ValueError(f"[{where}] module must be a torch.nn.Module, got a {type(module).__name__}; {hint}")
 
 
 def check_shape(shape: Any, where: str = "compile") -> tuple[int, int, int]:

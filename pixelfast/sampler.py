@@ -20,7 +20,8 @@ from . import plan as P
 from . import schedule as S
 from ._cpu import default_threads
 from ._recent import Recent
-from .capture import Captured, run, same_everywhere
+from .capture import BATCH, Captured, run
+from .conditions import Conditions, evaluate, gather, varied
 from .explain import Explanation, explain
 from .heads import Head
 from .lower import Condition
@@ -49,7 +50,7 @@ def compile(
     order: str = "auto",
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
-    conditions: Mapping[str, torch.dtype] | None = None,
+    conditions: Conditions | None = None,
     output: Pick | None = None,
     backend: str = "cpu",
     isa: str | None = None,
@@ -68,7 +69,9 @@ def compile(
     - `head`: how forward's output is read; a model of `pixelfast.models` brings its own.
     - `to_input`: makes what forward takes from int64 levels: one of `pixelfast.inputs`, or a function. Without it,
         forward takes levels.
-    - `conditions`: the names and dtypes of forward's further arguments, one number per image each.
+    - `conditions`: forward's further arguments by name. A dtype: one number per image, which forward takes as (N,). A
+        Tensor: an example of one image's, without batch axis, of any shape and dtype; forward takes (N, *shape) of that
+        dtype. E.g. `{"labels": torch.int64, "top": torch.zeros(8, 8, dtype=torch.int64)}`.
     - `output`: where forward returns more than one tensor of parameters: the index, key or attribute of the head's, or
         a function of what forward returns. The rest (losses, states, ...) is not computed.
     - `backend`: "cpu", or "reference" (plain Python, very slow, for checking).
@@ -218,8 +221,9 @@ class Sampler:
         **Arguments:**
 
         - `n`: how many; 0 gives empty tensors.
-        - `labels`: int, or int64 (n,): the classes, for a model conditioned on them. `conditions`: every condition by
-            name, a number or (n,) each, for other models.
+        - `labels`: int, or int64 (n,): the classes, for a model conditioned on them.
+        - `conditions`: every condition by name. Of numbers: a number for all images, or (n,). Of tensors: (n, *shape),
+            or *shape for all images. What forward makes of them is computed once for each distinct value, alone.
         - `seed`: in [0, 2**64). Image k of the result is image `first_index + k` of the seed.
         - `temperature`: logits are divided by it. `top_k`: draw among the k likeliest levels. `top_p`: draw among the
             fewest levels whose probability reaches top_p; after top_k.
@@ -256,7 +260,7 @@ class Sampler:
             self.program,
             self._runtime,
             images,
-            self._condition_values("sample", n, labels, conditions),
+            self._condition_values("sample", self.program, n, labels, conditions),
             progress=progress,
             given=mask,
             seed=_integer("seed", seed, 0, 2**64 - 1),
@@ -297,7 +301,7 @@ class Sampler:
         n = len(levels)
         parallel = self._parallel(threads, chunk)
         self._check_memory("log_prob", n, program, parallel)
-        values = self._condition_values("log_prob", n, labels, conditions)
+        values = self._condition_values("log_prob", program, n, labels, conditions)
         log_prob = self._run(
             "log_prob",
             program,
@@ -310,19 +314,26 @@ class Sampler:
         )
         return torch.from_numpy(log_prob if per_pixel else _total(log_prob))
 
-    def verify(self, *, seed: int = 0, tolerance: float = 1e-3) -> float:
-        """Compare the sampler with the module, as it was captured: draw images and let PyTorch score them.
+    def verify(
+        self, *, conditions: Mapping[str, Any] | None = None, seed: int = 0, tolerance: float = 1e-3
+    ) -> float:
+        """Compare the sampler with the module, as it was captured: draw two images and let PyTorch score them.
 
-        **Arguments:** `seed`: of the images. `tolerance`: of the log-probability of a sub-pixel, in nats; those of
+        **Arguments:** `conditions`: of the two images, as for `sample`; by default the examples that `compile` was
+        given (zero for numbers), of which the second image has the rows of a map, or the entries of a one-hot vector,
+        rolled by one. `seed`: of the images. `tolerance`: of the log-probability of a sub-pixel, in nats; those of
         improbable levels (below -12) are not compared, since probabilities are multiples of 2**-31.
 
         **Returns** the largest difference, in nats. Raises `ValueError`, naming the worst place, above `tolerance`.
         """
+        n, names = BATCH, self._conditioner.names
         given = {
-            name: torch.arange(len(example)) % self._classes.get(name, 1)
-            for name, example in zip(self._conditioner.names, self._conditioner.examples, strict=True)
+            name: torch.arange(n) % self._classes[name] if name in self._classes else varied(example)
+            for name, example in zip(names, self._conditioner.examples, strict=True)
         }
-        n = 2
+        given = gather(
+            "verify", n, given if conditions is None else conditions, self._conditioner, self._classes
+        )
         images = self.sample(n, conditions=given, seed=seed).images.long()
         found = self.log_prob(images, conditions=given, per_pixel=True).double()
         params = run(self._captured, images, given)
@@ -386,52 +397,15 @@ class Sampler:
         return array
 
     def _condition_values(
-        self, where: str, n: int, labels: Any, conditions: Mapping[str, Any] | None
+        self, where: str, program: Program, n: int, labels: Any, conditions: Mapping[str, Any] | None
     ) -> np.ndarray | None:
-        """float32 (n, condition_floats): what PyTorch makes of the conditions, evaluated once per distinct value."""
         given = dict(conditions or {})
         if labels is not None:
             given["labels"] = labels
-        names = self._conditioner.names
-        if missing := [name for name in names if name not in given]:
-            raise ValueError(
-                f"[{where}] the model is conditioned on {', '.join(names)}: {missing[0]} is missing"
-            )
-        if unknown := [name for name in given if name not in names]:
-            known = ", ".join(names) or "nothing"
-            raise ValueError(f"[{where}] the model is conditioned on {known}; got {unknown[0]} too")
-        if not names:
+        values = gather(where, n, given, self._conditioner, self._classes)
+        if not values:
             return None
-        columns = [self._column(where, name, given[name], n) for name in names]
-        result = np.zeros((n, self.program.condition_floats), np.float32)
-        rows: dict[tuple, list[int]] = {}
-        for i, key in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            rows.setdefault(key, []).append(i)
-        for members in rows.values():
-            env = self._conditioner.run({name: c[members[0]] for name, c in zip(names, columns, strict=True)})
-            for i, offset in self.program.condition_offsets.items():
-                condition = self._conditions[i]
-                block = condition.arrange(same_everywhere(env[condition.node])[0]).reshape(-1)
-                result[members, offset : offset + block.size] = block
-        return result
-
-    def _column(self, where: str, name: str, value: Any, n: int) -> Tensor:
-        dtype = dict(zip(self._conditioner.names, self._conditioner.examples, strict=True))[name].dtype
-        tensor = torch.as_tensor(value)
-        if tensor.ndim == 0:
-            tensor = tensor.expand(n)
-        if tensor.shape != (n,):
-            raise ValueError(
-                f"[{where}] {name} must be a number or have shape ({n},), got {tuple(tensor.shape)}"
-            )
-        if not dtype.is_floating_point and (tensor.is_floating_point() or tensor.dtype == torch.bool):
-            raise ValueError(f"[{where}] {name} must be integers, got {tensor.dtype}")
-        if name in self._classes and n and (tensor.min() < 0 or tensor.max() >= self._classes[name]):
-            raise ValueError(
-                f"[{where}] {name} must be in [0, {self._classes[name]}), got values from {tensor.min()} to "
-                f"{tensor.max()}"
-            )
-        return tensor.to("cpu", dtype)
+        return evaluate(where, n, values, self._conditioner, self._conditions, program)
 
     def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))

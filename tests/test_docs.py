@@ -76,6 +76,14 @@ def test_the_audit_prints_what_its_page_says(capsys):
         exec(check, names)
 
 
+def test_the_example_of_a_condition_runs():
+    (code,) = (b for b in blocks("docs/bring-your-own-model.md") if "class Bottom" in b)
+    names = {}
+    exec(code, names)
+    assert names["bottom"].shape == (8, 1, 8, 8)
+    assert names["sampler"].verify() < 1e-4
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")

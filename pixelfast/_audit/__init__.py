@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,12 @@ from tqdm import tqdm
 from .. import receptive
 from .. import schedule as S
 from ..capture import CaptureError
+from ..conditions import Conditions
 from ..heads import Head, LogisticMixture
 from ..lower import LoweringError
 from ..outputs import Pick
 from ..plan import Plan
-from ..prepare import Planned, Prepared, check_shape, make_plan, own_head, prepare
+from ..prepare import Planned, Prepared, check_module, check_shape, make_plan, own_head, prepare
 from ..sampler import Sampler, sampler_of
 from . import checks
 from .effects import Effects, Manner, manner, measure, said, suspect, target
@@ -40,7 +41,7 @@ def audit(
     *,
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
-    conditions: Mapping[str, torch.dtype] | None = None,
+    conditions: Conditions | None = None,
     output: Pick | None = None,
     seconds: float = 20.0,
     progress: bool = False,
@@ -118,7 +119,7 @@ def first_leak(
     *,
     head: Head | None = None,
     to_input: Callable[[Tensor], Tensor] | None = None,
-    conditions: Mapping[str, torch.dtype] | None = None,
+    conditions: Conditions | None = None,
     output: Pick | None = None,
     seconds: float = 20.0,
 ) -> S.Leak | None:
@@ -139,6 +140,7 @@ def first_leak(
 def _prepared(
     module: nn.Module, shape: Any, head: Head | None, to_input: Any, conditions: Any, output: Any
 ) -> tuple[Prepared, str]:
+    check_module(module, "audit")
     shape = check_shape(shape, "audit")
     note = ""
     if head is None and own_head(module) is None:

@@ -48,7 +48,7 @@ def sizes(prepared: Prepared, manner: Manner) -> tuple[Size, ...]:
 
 def _size(prepared: Prepared, module: Any, n: int, height: int, width: int) -> Size:
     images = torch.zeros((n, prepared.shape[0], height, width), dtype=torch.int64)
-    given = {key: value[:1].repeat(n) for key, value in prepared.examples.items()}
+    given = {key: value[:1].expand(n, *value.shape[1:]) for key, value in prepared.examples.items()}
     with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
         try:
             output = module.module(images, **given)

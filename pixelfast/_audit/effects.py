@@ -43,7 +43,8 @@ class Runner:
         return torch.randint(0, self.head.levels, (n, *self.prepared.shape), generator=generator)
 
     def conditions(self, n: int) -> dict[str, Tensor]:
-        return {key: value[:1].repeat(n) for key, value in self.prepared.examples.items()}
+        examples = {key: v[:1].expand(n, *v.shape[1:]) for key, v in self.prepared.examples.items()}
+        return {key: v.to(self.dtype) if v.is_floating_point() else v for key, v in examples.items()}
 
     def run(self, images: Tensor, seed: int = 0) -> Tensor:
         """float64 (N, parameters, C, H, W): equal where the distributions are. `seed`: of what is left to chance."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture import inference_copy, unvalidated
+from ..conditions import Conditions, examples_of
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
 from ..inputs import Fed, scaled
 from ..outputs import Pick, listed, pick_tensor, tensors_of
@@ -24,7 +25,7 @@ def guess_head(
     module: nn.Module,
     shape: tuple[int, int, int],
     to_input: ToInput | None,
-    conditions: Mapping[str, torch.dtype] | None,
+    conditions: Conditions | None,
     output: Pick | None,
 ) -> tuple[Head, ToInput | None]:
     """A head that fits what forward returns; and `scaled(-1, 1)` where forward takes floats, if nothing was said.
@@ -33,7 +34,7 @@ def guess_head(
     """
     name = type(module).__name__
     images = torch.zeros((2, *shape), dtype=torch.int64)
-    extra = {key: torch.zeros(2, dtype=dtype) for key, dtype in (conditions or {}).items()}
+    extra = examples_of(conditions or {}, "audit")
     copy = inference_copy(module)
     failed = ""
     for make in [to_input] if to_input is not None else [None, scaled(-1, 1)]:

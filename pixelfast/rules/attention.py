@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, Scores, Table, View, lowers
+from ..lower import Given, Lowering, Scores, Table, View, lowers
+from .conditions import as_map, factors, same_axes
 from .products import _linear, contract
 from .reshape import match
 
@@ -37,6 +38,7 @@ def _matmul(ctx: Lowering, a: Any, b: Any) -> Any:
         return _of_the_right(ctx, ctx.view(a), b)
     if isinstance(a, Tensor):
         return _of_the_left(ctx, a, ctx.view(b))
+    a, b = factors(ctx, a, b)
     if not isinstance(a, Table | View) or not isinstance(b, Table | View):
         raise ctx.fail("a product with a condition; supported are constants, and attention")
     a, b = ctx.view(a), ctx.view(b)
@@ -111,13 +113,15 @@ def _heads(ctx: Lowering, v: View, heads: Sequence[int]) -> View:
     refs = np.broadcast_to(v.refs, (*heads, v.refs.shape[-1])).reshape(-1, v.refs.shape[-1])
     v = replace(v, axes="ncxc", refs=refs)
     full = v.shift == (0, 0) and (v.refs != P.ZERO).all() and ctx.grid_of(v) == (1, v.width)
-    return v if full else ctx.settle(v)
+    return v if full and ctx.is_computed(v) else ctx.settle(v)
 
 
 @lowers(aten.matmul.default, aten.bmm.default, scores=True)
 def _weigh(ctx: Lowering, a: Any, b: Any) -> View:
     """Weights times values, or values, transposed, times weights."""
     scores, value, last = (a, b, "xc") if isinstance(a, Scores) else (b, a, "cx")
+    if isinstance(value, Given):
+        value = as_map(ctx, value, scores.axes[:-2] + last)
     if not isinstance(value, Table | View) or not isinstance(scores, Scores) or scores.weights is None:
         raise ctx.fail(
             "the scores of attention meet no softmax over positions before the product with values"
@@ -144,7 +148,7 @@ def _sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> View:
-    views = [ctx.view(v) for v in (query, key, value)]
+    views = [ctx.view(v) for v in same_axes(ctx, (query, key, value))]
     if any(v.axes[-2:] != "xc" or v.axes[:-2] != views[0].axes[:-2] for v in views) or enable_gqa or dropout:
         raise ctx.fail(
             f"attention over axes {', '.join(v.axes for v in views)}, dropout {dropout}; supported are "
@@ -170,7 +174,8 @@ def _array(ctx: Lowering, scores: Scores, value: Any) -> np.ndarray:
     if isinstance(value, int | float | bool):
         value = torch.tensor(float(value))
     if not isinstance(value, Tensor):
-        raise ctx.fail(f"the scores of attention meet a {type(value).__name__}; supported are constants")
+        what = "condition" if isinstance(value, Given) else type(value).__name__
+        raise ctx.fail(f"the scores of attention meet a {what}; supported are constants")
     array = value.detach().to(torch.float32).numpy()
     array = array.reshape((1,) * (len(scores.axes) - array.ndim) + array.shape)
     return ctx.of_one_image(array, scores.axes)[0]
@@ -285,7 +290,10 @@ def _view(ctx: Lowering, a: Scores, *_: Any) -> Scores:
     old, new = ctx.shape_of(ctx.node.all_input_nodes[0]), ctx.shape_of(ctx.node)
     groups = match(a.axes, old, new)
     if groups is None:
-        raise ctx.fail(f"reshape of scores from {list(old)} ({a.axes}) to {list(new)}")
+        raise ctx.fail(
+            f"reshape of scores from {list(old)} ({a.axes}) to {list(new)}; a product of two tensors that are not "
+            "constant is taken for the scores of attention"
+        )
     axes = "".join(g.new for g in groups)
 
     def change(x: np.ndarray) -> np.ndarray:

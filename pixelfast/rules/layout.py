@@ -15,6 +15,7 @@ import torch
 from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers, visible
+from .conditions import same_axes
 from .reshape import _view, alike, of_rank, on_grid
 
 aten = torch.ops.aten
@@ -71,7 +72,8 @@ def _squeeze_all(ctx: Lowering, a: Any) -> View | Table:
 @lowers(aten.stack.default)
 def _stack(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
     rank = len(ctx.shape_of(ctx.node))
-    return _cat(ctx, [_unsqueeze(ctx, v, dim % rank) for v in values], dim % rank)
+    views = [_unsqueeze(ctx, v, dim % rank) for v in same_axes(ctx, values)]
+    return _cat(ctx, views, dim % rank)
 
 
 @lowers(aten.flip.default)

@@ -93,6 +93,8 @@ def _matches(
                 first["x"] = old[0] // BATCH
             if after[0] in first and new[0] != first[after[0]] and before != after:
                 continue
+            if after[0] == "b" and new[0] % BATCH:
+                continue
             letters = after[:fixed] + "c" * (count - fixed)
             for rest in _matches(axes[n:], old[n:], new[count:], forms):
                 yield [Group(axes[:n], letters, old[:n], new[:count]), *rest]
