@@ -68,7 +68,8 @@ def _dtype(ctx: Lowering, argument: int) -> torch.dtype:
     return node.meta["val"].dtype if hasattr(node, "meta") else torch.float32
 
 
-def _truth(ctx: Lowering, value: Any, argument: int) -> Any:
+def truth(ctx: Lowering, value: Any, argument: int) -> Any:
+    """Whether the value, an argument of the op at hand, is not zero."""
     if _dtype(ctx, argument) == torch.bool:
         return value
     return value.bool() if isinstance(value, Tensor) else _differs(ctx, value, 0.0)
@@ -76,7 +77,7 @@ def _truth(ctx: Lowering, value: Any, argument: int) -> Any:
 
 def _logical(*steps: tuple) -> Callable:
     def rule(ctx: Lowering, *values: Any) -> Any:
-        truths = [_truth(ctx, value, i) for i, value in enumerate(values)]
+        truths = [truth(ctx, value, i) for i, value in enumerate(values)]
         return ctx.pointwise(truths, *steps)
 
     return rule
@@ -204,7 +205,7 @@ def _converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(a, View) or dtype in (None, torch.float32):
         return a
     if dtype == torch.bool:
-        return _truth(ctx, a, 0)
+        return truth(ctx, a, 0)
     if dtype in (torch.int32, torch.int64):
         return a if _dtype(ctx, 0) == torch.bool else truncated(ctx, a)
     raise ctx.fail(f"feature maps are float32, the model converts one to {dtype}")
