@@ -123,6 +123,21 @@ class Unfolded(nn.Module):
         return self.last(F.elu(h.view(x.shape[0], 8, *SHAPE[1:]))).unsqueeze(2)
 
 
+class Local(nn.Module):
+    """Windows masked position by position (Jain et al. 2020)."""
+
+    def __init__(self):
+        super().__init__()
+        at = torch.arange(20).view(1, 1, 4, 5).float()
+        neighbours = F.unfold(at + 1, 3, padding=1)[0]  # 0 outside
+        self.register_buffer("mask", ((neighbours > 0) & (neighbours < at.view(-1) + 1)).float()[None])
+        self.weight, self.last = nn.Parameter(torch.randn(8, 9)), nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.matmul(self.weight, F.unfold(x, 3, padding=1) * self.mask)
+        return self.last(torch.tanh(h).view(x.shape[0], 8, *SHAPE[1:])).unsqueeze(2)
+
+
 class Coarse(nn.Module):
     """Pixels of blocks as channels, one block row later, and back."""
 
@@ -163,6 +178,7 @@ WHOLE = {
     "transformer": (Transformer, None),
     "1-D convolutions": (Causal1d, SCALED),
     "unfolded": (Unfolded, SCALED),
+    "masked windows": (Local, SCALED),
     "space to depth": (lambda: Coarse(spelled=False), SCALED),
     "space to depth, spelled": (lambda: Coarse(spelled=True), SCALED),
 }

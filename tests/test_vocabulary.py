@@ -112,6 +112,12 @@ MASKS = {
     "mul, sequence": lambda m, h, i: (
         (h.flatten(2).transpose(1, 2) * (torch.arange(12) > 0)[:, None].to(h.dtype)).transpose(1, 2)
     ).view(h.shape),
+    "mul, each channel": lambda m, h, i: (
+        h.exp() * torch.stack([torch.ones(3, 4).tril(k).to(h.dtype) for k in (-2, -1, 0, 3)])
+    ),
+    "mul, more channels": lambda m, h, i: (
+        (h[:, 1:2].mT.exp() * torch.stack([torch.ones(4, 3).triu(k).to(h.dtype) for k in (2, 1, 5)])).mT + 1
+    ),
     "mul, shifted": lambda m, h, i: (
         F.pad(h, (1, -1)).exp() * F.pad(torch.ones(2, 3), (0, 1, 0, 1)).to(h.dtype) + 1
     ),
@@ -415,3 +421,12 @@ def evaluated(family: str) -> tuple[Parts, dict[str, Tensor], np.ndarray]:
 def test_a_rule_computes_what_pytorch_computes(family, name):
     module, wanted, got = evaluated(family)
     np.testing.assert_allclose(part_of(module, name, got), wanted[name].numpy(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["functions", "reductions"])
+def test_functions_and_norms_are_accurate(family):
+    module, wanted, got = evaluated(family)
+    for name in module.sizes:
+        np.testing.assert_allclose(
+            part_of(module, name, got), wanted[name].numpy(), rtol=4e-6, atol=2e-6, err_msg=name
+        )
