@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from parts import ALL, CLASSES, HEIGHT, WIDTH, Parts, like, set_slice
+from torch import nn
 from torch.nn import functional as F
 from zoo import scorer
 
@@ -100,6 +101,25 @@ def test_what_cannot_be_planned_is_refused(name):
     module = Parts({name: part})
     with pytest.raises(pf.LoweringError, match=match):
         scorer(module, module.shape)
+
+
+class Layered(nn.Module):
+    """A layer of PyTorch where it cannot be planned."""
+
+    head = pf.heads.Categorical(4)
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(HEIGHT, 4, 1)
+
+    def forward(self, images):
+        return self.conv(images.float().transpose(1, 2))
+
+
+def test_the_line_that_is_named_is_the_models_own():
+    with pytest.raises(pf.LoweringError, match=r"in module 'conv' .*axes nycx; supported are ncyx") as caught:
+        scorer(Layered(), (2, HEIGHT, WIDTH))
+    assert "test_refusals.py" in str(caught.value).splitlines()[-1]
 
 
 OF_CONDITIONS = {
