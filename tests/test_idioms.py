@@ -87,6 +87,27 @@ class Transformer(nn.Module):
         return logits.permute(0, 2, 1).view(n, LEVELS, *SHAPE)
 
 
+class PositionsFirst(nn.Module):
+    """Tokens (positions, images, channels), PyTorch's own attention, a start token in front (Chen et al. 2020)."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(width))
+        self.tokens, self.places = nn.Embedding(LEVELS, width), nn.Embedding(20, width)
+        self.norm, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.head = nn.MultiheadAttention(width, 2), nn.Linear(width, LEVELS, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.view(x.shape[0], -1).transpose(0, 1).contiguous()
+        length, n = flat.shape
+        start = torch.ones(1, n, len(self.start)) * self.start
+        h = torch.cat([start, self.tokens(flat)[:-1]], 0) + self.places(torch.arange(length)).unsqueeze(1)
+        hidden = torch.triu(torch.full((length, length), -float("inf")), diagonal=1)
+        h = self.norm(h)
+        h = h + self.attention(h, h, h, attn_mask=hidden, need_weights=False)[0]
+        return self.head(self.after(h)).permute(1, 2, 0).view(n, LEVELS, *SHAPE)
+
+
 class Causal1d(nn.Module):
     """Dilated convolutions over flattened pixels, left of the present one (van den Oord et al. 2016)."""
 
@@ -176,6 +197,7 @@ WHOLE = {
     "MADE": (Made, SCALED),
     "MADE, levels last": (lambda: Made(levels_last=True), SCALED),
     "transformer": (Transformer, None),
+    "transformer, positions first": (PositionsFirst, None),
     "1-D convolutions": (Causal1d, SCALED),
     "unfolded": (Unfolded, SCALED),
     "masked windows": (Local, SCALED),
