@@ -191,7 +191,11 @@ def capture(
         captured = _sort(known[0], settled, inputs)
         if _difference(again, run(captured, fresh, conditions)) == 0:
             return captured
-    _check(output[:1], again[:1], f"{inputs.name} gives for an image, run again, results that differ")
+    _check(
+        output[:1],
+        again[:1],
+        f"{inputs.name} gives for an image, run again beside another, results that differ",
+    )
     exported = _export(settled, inputs)
     captured = _sort(exported, settled, inputs)
     got = run(captured, fresh, conditions)
@@ -435,5 +439,6 @@ def _difference(expected: Tensor, got: Tensor) -> float:
 def _check(expected: Tensor, got: Tensor, what: str) -> None:
     if (worst := _difference(expected, got)) != 0:
         raise CaptureError(
-            f"[compile] {what} by up to {worst:g}: forward depends on something besides its arguments and weights"
+            f"[compile] {what} by up to {worst:g}: forward mixes the images of a batch, or depends on "
+            "something besides its arguments and weights"
         )

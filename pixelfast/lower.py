@@ -15,6 +15,7 @@ To support another op, write a function from arguments to one of these and regis
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +40,7 @@ class LoweringError(ValueError):
 class Table:
     """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l.
 
+    `colours`: which the second axis are, all by default.
     `moves`: how the tensor came to be of another layout than (n, C, height, width, ...): reshapes, permutations, slices
     and paddings of the first four axes. Integers may be padded before they are looked up: the value that they are
     padded with has a row of its own in `values`, after those of the levels.
@@ -48,6 +50,7 @@ class Table:
     height: int
     width: int
     moves: tuple[tuple[Any, ...], ...] = ()
+    colours: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +159,12 @@ class Lowering:
 
     def fail(self, why: str) -> LoweringError:
         node = self.node
-        line = ""
-        for text in reversed((node.meta.get("stack_trace") or "").strip().split("\n")):
-            if text.strip().startswith("File "):
-                line = "\n  at " + text.strip()
-                break
+        lines = (node.meta.get("stack_trace") or "").split("\n")
+        frames = [text.strip() for text in lines if text.strip().startswith("File ")]
+        own = [
+            frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame
+        ]  # of the model, not of a layer
+        line = "".join(f"\n  at {frame}" for frame in (own or frames)[-1:])
         shapes = ", ".join(self._described(a) for a in node.all_input_nodes)
         return LoweringError(
             f"[compile] cannot plan {node.target} of {shapes} in module {where(node)!r} ({node.name}): {why}{line}"
@@ -216,12 +220,12 @@ class Lowering:
             home: int | None = None
             refs = []
             h, w = value.height, value.width
-            for c in range(colours):
+            for c, colour in enumerate(value.colours or range(colours)):
                 of_colour = name if colours == 1 else f"{name}/{c}"
                 index = self.build.map(of_colour, h, w, channels, home, c * channels)
                 home = index if home is None else home
                 table = value.values[: self.captured.levels, c].float().reshape(-1, channels).numpy()
-                self.build.add(P.InputOp(index, c, np.ascontiguousarray(table)))
+                self.build.add(P.InputOp(index, colour, np.ascontiguousarray(table)))
                 refs.append(self.build.refs(index).reshape(dims))
             view = View("ncyx" + "c" * len(dims), np.stack(refs), h, w, (0, 0), (0, h, 0, w))
             view = self._moved(view, value, dims)
@@ -449,7 +453,11 @@ def visible(view: View) -> tuple[int, int, int, int]:
 def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None:
     """Apply the op itself to a table, where all it meets are per-channel constants."""
     tables = [a for a in args if isinstance(a, Table)]
-    if not tables or any(isinstance(a, View | Given) for a in args) or len({t.moves for t in tables}) > 1:
+    if (
+        not tables
+        or any(isinstance(a, View | Given) for a in args)
+        or len({(t.moves, t.colours) for t in tables}) > 1
+    ):
         return None
     table = tables[0]
     by_channel = table.values.ndim == 4 and not table.moves

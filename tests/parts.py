@@ -15,11 +15,22 @@ from zoo import logits_of, recompile, scorer
 import pixelfast as pf
 
 HEIGHT, WIDTH, CLASSES = 3, 4, 3
+ALL = slice(None)
 
 
 def param(*shape: int) -> Tensor:
     """A constant, the same whenever it is asked for."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape)))
+
+
+def like(h: Tensor, *shape: int) -> Tensor:
+    return param(*shape).to(h.dtype)
+
+
+def set_slice(h: Tensor, value, *index) -> Tensor:
+    h = h.clone()
+    h[index] = value
+    return h
 
 
 class Odd(nn.Module):

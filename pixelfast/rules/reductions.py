@@ -16,6 +16,7 @@ import torch
 
 from ..lower import Lowering, View, lowers
 from .functions import power
+from .masks import truth
 from .products import contract
 
 aten = torch.ops.aten
@@ -180,6 +181,16 @@ def _cumsum(ctx: Lowering, a: Any, dim: int, **_: Any) -> View:
         channel_axes(ctx, v, dim, "a sum")
         return v
     return contract(ctx, v, v.axis(dim), torch.ones(2 * (v.refs.shape[v.ref_axis(dim)],)).tril())
+
+
+@lowers(aten.any.dim, aten.any.dims)
+def _any(ctx: Lowering, a: Any, dims: Dims, keep: bool = False) -> View:
+    return _amax(ctx, truth(ctx, a, 0), dims, keep)
+
+
+@lowers(aten.all.dim, aten.all.dims)
+def _all(ctx: Lowering, a: Any, dims: Dims, keep: bool = False) -> View:
+    return _amin(ctx, truth(ctx, a, 0), dims, keep)
 
 
 # --- softmax --------------------------------------------------------------------------------------------------

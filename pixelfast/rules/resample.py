@@ -56,7 +56,7 @@ def _grid(ctx: Lowering, a: Any, what: str) -> View:
     return v
 
 
-@lowers(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+@lowers(aten.upsample_nearest2d.vec, aten._upsample_nearest_exact2d.vec)
 def _upsample(ctx: Lowering, a: Any, *_: Any) -> View:
     v = _grid(ctx, a, "an enlargement")
     height, width = ctx.shape_of(ctx.node)[-2:]

@@ -14,8 +14,8 @@ from ..lower import Given, Lowering, Table, View, lowers
 from .layout import _expand, _slice, _unsqueeze, aligned, as_view, side_by_side
 from .masks import filled
 from .products import _index
-from .resample import enlarged
-from .reshape import alike
+from .resample import dealt, enlarged, interleaved
+from .reshape import of_rank
 
 aten = torch.ops.aten
 
@@ -68,13 +68,29 @@ def _slice_scatter(
             written.refs, base.ref_axis(dim), 0
         )
         return replace(base, refs=refs)
-    if axis not in "yx" or step != 1:
-        raise ctx.fail(
-            f"overwrites a slice of step {step} of axis {axis}; supported are channels, and positions in step 1"
-        )
+    if axis not in "yx":
+        raise ctx.fail(f"overwrites a slice of axis {axis}; supported are channels and positions")
+    if step != 1:
+        return _every_overwritten(ctx, base, written, axis, where_to)
     first, last, _ = where_to
     parts = [_slice(ctx, base, dim, 0, first), written, _slice(ctx, base, dim, last, shape[dim])]
     return side_by_side(ctx, parts, axis)
+
+
+def _every_overwritten(
+    ctx: Lowering, base: View, written: View, axis: str, where_to: tuple[int, int, int]
+) -> View:
+    """Every so-many-th row or column overwritten: parts of the grid dealt, exchanged, and dealt back."""
+    (start, _, step), size = where_to, base.height if axis == "y" else base.width
+    if size % step or start >= step or len(range(*where_to)) != size // step:
+        raise ctx.fail(
+            f"overwrites {len(range(*where_to))} of {size} positions in steps of {step}; supported are all of a phase, "
+            "where the step divides the size"
+        )
+    shape = (step, 1) if axis == "y" else (1, step)
+    parts = dealt(ctx, base, *shape)
+    parts[start] = written
+    return interleaved(ctx, parts, *shape)
 
 
 @lowers(aten.select_scatter.default)
@@ -167,10 +183,7 @@ def _roll(ctx: Lowering, a: Any, shifts: Sequence[int], dims: Sequence[int] = ()
 
 @lowers(aten.repeat.default)
 def _repeat(ctx: Lowering, a: Any, repeats: Sequence[int]) -> View:
-    v = ctx.view(a)
-    v = alike(ctx, v, v.axes)
-    missing = len(repeats) - len(v.axes)
-    v = replace(v, axes="c" * missing + v.axes, refs=v.refs.reshape((1,) * missing + v.refs.shape))
+    v = of_rank(ctx.view(a), len(repeats))
     for axis, times in zip(v.axes, repeats, strict=True):
         if axis not in "cb" and times != 1:
             raise ctx.fail(f"it repeats the {axis} axis; supported are channels")
