@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -115,11 +117,23 @@ def propagate(plan: Plan, visit: Callable[[int], np.ndarray], *, backward: bool 
     return [results[i] for i in range(len(plan.ops))]
 
 
+_LINKS: WeakKeyDictionary[Plan, list[list[Link]]] = WeakKeyDictionary()
+
+
+def all_links(plan: Plan) -> list[list[Link]]:
+    """The links of every op of a plan."""
+    found = _LINKS.get(plan)
+    if found is None:
+        found = _LINKS[plan] = [links(plan, op) for op in plan.ops]
+    return found
+
+
 def links(plan: Plan, op: Op) -> list[Link]:
     """One for each of `plan.reads(op)`."""
     found: list[Link] = []
+    grid = plan.grid(op)
     for read in plan.reads(op):
-        m, grid = plan.maps[read.map], plan.grid(op)
+        m = plan.maps[read.map]
         if read.keys is not None:
             found.append(Attention(read, read.keys))
         elif read.flat is not None:
@@ -128,16 +142,17 @@ def links(plan: Plan, op: Op) -> list[Link]:
             there = slice(first, first + (count - 1) * step + 1, step)
             found.append(Boxes(read, (slice(0, 1), slice(0, count)), (slice(0, 1), there), flat=True))
         else:
-            found.append(Boxes(read, *_overlap(read, grid, (m.height, m.width))))
+            found.append(Boxes(read, *_overlap((read.dy, read.dx), read.stride, grid, (m.height, m.width))))
     return found
 
 
+@lru_cache(4096)
 def _overlap(
-    read: Read, out: tuple[int, int], grid: tuple[int, int]
+    offsets: tuple[int, int], strides: tuple[int, int], out: tuple[int, int], grid: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """The positions of an op whose read falls on the map, and the positions of the map that they read."""
     here, there = [], []
-    for size, extent, offset, stride in zip(out, grid, (read.dy, read.dx), read.stride, strict=True):
+    for size, extent, offset, stride in zip(out, grid, offsets, strides, strict=True):
         first = max(0, -(offset // stride))
         last = min(size - 1, (extent - 1 - offset) // stride)
         count = max(last - first + 1, 0)

@@ -157,17 +157,16 @@ class Lowering:
 
     # errors
 
-    def fail(self, why: str) -> LoweringError:
+    def fail(self, why: str, *, hint: str = "") -> LoweringError:
         node = self.node
         lines = (node.meta.get("stack_trace") or "").split("\n")
         frames = [text.strip() for text in lines if text.strip().startswith("File ")]
-        own = [
-            frame for frame in frames if f"{os.sep}torch{os.sep}" not in frame
-        ]  # of the model, not of a layer
+        own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f]  # of the model, not of a layer
         line = "".join(f"\n  at {frame}" for frame in (own or frames)[-1:])
         shapes = ", ".join(self._described(a) for a in node.all_input_nodes)
         return LoweringError(
             f"[compile] cannot plan {node.target} of {shapes} in module {where(node)!r} ({node.name}): {why}{line}"
+            + (f"\n{hint}" if hint else "")
         )
 
     def _described(self, node: fx.Node) -> str:
@@ -515,7 +514,7 @@ def lower(captured: Captured, head: Head) -> Lowered:
             if rule is None:
                 names = {str(t).split(".")[1] for t in _RULES if str(t).startswith("aten.")}
                 known = ", ".join(sorted(name for name in names if not name.startswith("_")))
-                raise ctx.fail(f"there is no rule for it; supported are {known}")
+                raise ctx.fail("there is no rule for it", hint=f"supported are {known}")
             try:
                 result = rule(ctx, *args, **kwargs)
             except TypeError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .links import links, propagate
+from .links import all_links, propagate
 from .plan import HeadOp, InputOp, Plan
 
 Places = Sequence[tuple[int, int, int]]  # (c, y, x) of sub-pixels
@@ -97,7 +97,7 @@ def seen_by(plan: Plan, targets: Places) -> np.ndarray:
                 at = needed[op.out][plan.written(op)]
             if isinstance(op, InputOp):
                 found[op.colour] |= at
-            for link in links(plan, op):
+            for link in all_links(plan)[i]:
                 link.push(np.bitwise_or, at, needed[link.read.map])
             return at
 
@@ -117,7 +117,7 @@ def seeing(plan: Plan, sources: Places) -> np.ndarray:
             at = np.zeros(plan.grid(op), np.uint64)
             if isinstance(op, InputOp):
                 at |= _bits(plan, sources, op.colour)
-            for link in links(plan, op):
+            for link in all_links(plan)[i]:
                 link.pull(np.bitwise_or, reached[link.read.map], at)
             if isinstance(op, HeadOp):
                 found[op.colour] |= at

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from . import passes
-from .links import Link, links, propagate
+from .links import Link, all_links, propagate
 from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan, Read
 
 NEVER = np.iinfo(np.int32).max
@@ -107,7 +107,7 @@ class _Dependence:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.links = [links(plan, op) for op in plan.ops]
+        self.links = all_links(plan)
 
     def readiness(self, order: Order, cut: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
         """int32 (height, width) per op: when its inputs are ready.
@@ -409,7 +409,7 @@ class Schedule:
             assert (self.steps[i][ran] >= self.ready[i][ran]).all(), plan.name_of(op)
             if isinstance(op, HeadOp):
                 assert (self.steps[i] == np.maximum(self.order.steps[op.colour], 0)).all()
-            for link in links(plan, op):
+            for link in all_links(plan)[i]:
                 before = np.where(ran, self.times[i] - 1, never)
                 assert not _exceeds(link, steps_of[link.read.map], self.steps[i]), plan.name_of(op)
                 assert not _exceeds(link, times_of[link.read.map], before), plan.name_of(op)

@@ -179,9 +179,22 @@ def test_broken_modules_leak(name, broken):
 
 @every_break
 def test_broken_modules_are_caught(name, broken):
+    """By the audit, as by compile."""
     idiom = IDIOMS[name]
+    module = idiom.build(broken)
     with pytest.raises(pf.CausalityError, match=r"the model is not causal: .* The leak is in module '"):
-        pf.compile(idiom.build(broken), **idiom.options)
+        pf.compile(module, **idiom.options)
+    audit = pf.audit(module.eval(), **idiom.options)
+    assert (audit.causal, audit.exact, audit.ok) == (False, True, False)
+    assert audit.leak is not None
+    assert str(audit).startswith("NOT causal: ")
+
+
+@every_idiom
+def test_sound_modules_pass_the_audit(name):
+    idiom = IDIOMS[name]
+    audit = pf.audit(idiom.build().eval(), **idiom.options)
+    assert (audit.causal, audit.exact, audit.ok) == (True, True, True), audit
 
 
 def test_the_zoo_is_large():

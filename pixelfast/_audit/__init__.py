@@ -181,7 +181,7 @@ def _compiled(prepared: Prepared, planned: Planned) -> tuple[Sampler | None, Sto
 
 
 def _short(error: Exception) -> str:
-    return said(error).removeprefix("[compile] ").partition("; supported are")[0]
+    return said(error).removeprefix("[compile] ").partition("\nsupported are")[0]
 
 
 @dataclass(frozen=True, eq=False)
