@@ -30,6 +30,11 @@ class Cached(Protocol):
         """Return float (N, outputs of that colour), once all sub-pixels before it are in `image`."""
 
 
+def knows(model: AutoregressiveModel) -> bool:
+    """Return whether `cached` takes such a model."""
+    return isinstance(model, PixelCNN | GatedPixelCNN)
+
+
 def cached(
     model: AutoregressiveModel, n: int, height: int, width: int, labels: Tensor | None = None
 ) -> Cached:

@@ -1,5 +1,6 @@
 """The benchmarks run and verify what they time. No speeds here."""
 
+import argparse
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from pixelfast.sampler import compile as compile_model
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not installed
 
-from benchmarks import cached_loop, harness, report, sampling  # noqa: E402
+from benchmarks import cached_loop, compiling, harness, report, sampling  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +191,25 @@ def test_the_command_lists_its_questions():
     assert found.returncode == 0
     assert re.search(r"sampling\s+How long does an image take\?", found.stdout)
     assert re.search(r"report\s+Write the tables", found.stdout)
+
+
+def test_compiling(monkeypatch, tmp_path, capsys):
+    tiny = lambda: models.PixelCNN(layers=2, hidden=4, levels=3)  # noqa: E731
+    monkeypatch.setattr(compiling, "CASES", {"tiny": (tiny, (1, 4, 4))})
+    options = argparse.Namespace(quick=True, repeats=1, out=str(tmp_path / "compiling.json"))
+    compiling.run(options)
+    (row,) = json.loads((tmp_path / "compiling.json").read_text())["rows"]
+    seconds = row["seconds"]
+    assert seconds["first"] == pytest.approx(seconds["export"] + seconds["beyond"])
+    assert min(seconds.values()) > 0
+    assert row["parameters"] == sum(p.numel() for p in tiny().parameters())
+    assert "tiny" in capsys.readouterr().out
+
+
+def test_compiling_refuses_a_second_export(monkeypatch):
+    made = iter(
+        (models.PixelCNN(layers=2, hidden=4, levels=3), models.PixelCNN(layers=3, hidden=4, levels=3))
+    )
+    monkeypatch.setattr(compiling, "CASES", {"two": (lambda: next(made), (1, 4, 4))})
+    with pytest.raises(ValueError, match=r"\[compiling\] two was exported again"):
+        compiling.measure("two", 1)
