@@ -267,8 +267,26 @@ def _export(settled: _Settled, inputs: _Inputs) -> Exported:
             f"[compile] torch.export could not capture {inputs.name}: {error}\n"
             "forward must be traceable: no control flow on tensor values, no item() calls"
         ) from error
+    for node in exported.graph.nodes:
+        _forget_likeness(node)
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     return Exported(exported.graph, specs, exported.constants)
+
+
+def _forget_likeness(node: fx.Node) -> None:
+    """Say a dtype or a shape itself where it is said by another tensor, on which nothing then depends."""
+    if node.target is aten.type_as.default:
+        node.target, node.kwargs = aten._to_copy.default, {"dtype": node.meta["val"].dtype}
+        node.args = node.args[:1]
+    elif node.target in _OF_SHAPE:
+        node.target, node.args = _OF_SHAPE[node.target], (node.args[0], list(node.meta["val"].shape))
+
+
+_OF_SHAPE = {
+    aten.expand_as.default: aten.expand.default,
+    aten.view_as.default: aten.reshape.default,
+    aten.reshape_as.default: aten.reshape.default,
+}
 
 
 @contextlib.contextmanager

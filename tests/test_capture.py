@@ -318,3 +318,27 @@ def test_what_forward_kept_for_a_batch_of_another_size(batch):
     module(torch.zeros(batch, 1, 2, 3, dtype=torch.int64))
     assert pf.compile(module, shape=(1, 2, 3)).verify() < 1e-4
     assert len(module.ones) == batch
+
+
+class Likened(Base):
+    """Constants that take their dtype and shape from the image's features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([[0, 1, 1]]))
+
+    def forward(self, images):
+        h = self.net(images)
+        mask = self.mask.type_as(h)
+        h = h.masked_fill(mask.expand_as(h) == 0, 0.5)
+        return h.reshape(-1, 6).view_as(images)
+
+
+def test_what_only_looks_at_a_dtype_or_a_shape_does_not_depend_on_it():
+    torch.manual_seed(0)
+    assert pf.compile(Likened(), shape=(1, 2, 3)).verify() < 1e-4
+
+
+def test_what_a_head_has_to_say_is_said_as_it_is():
+    with pytest.raises(ValueError, match=r"^\[Categorical\(levels=3\)\] params must have shape"):
+        pf.compile(Layers(), shape=(1, 2, 3), head=pf.heads.Categorical(3))

@@ -91,7 +91,7 @@ def test_orders():
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
 )
 def test_overlap_pairs_positions_with_what_they_read(out, grid, offset, stride):
-    here, there = links._overlap(Read(0, *offset, stride), out, grid)
+    here, there = links._overlap(offset, stride, out, grid)
     index = np.arange(out[0] * out[1]).reshape(out)[here].reshape(-1)
     source = np.arange(grid[0] * grid[1]).reshape(grid)[there].reshape(-1)
     want = []

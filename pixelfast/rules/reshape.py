@@ -150,7 +150,7 @@ def alike(ctx: Lowering, v: View, axes: str) -> View:
     if renamed is not None:
         return renamed
     if "x" in v.axes and "y" in axes and "y" not in v.axes:
-        if v.shape[axes.index("x")] == 1 and ctx.grid_of(v) == (1, v.width):  # a sequence that is a column
+        if v.shape[axes.index("x")] == 1 and v.height == 1:  # a sequence that is a column
             column = replace(on_grid(ctx, v, v.width, 1), axes=v.axes.replace("x", "y"))
             return named(column, axes) or v
         at = axes.index("y")
