@@ -210,6 +210,8 @@ def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
     try:
         return frozen(inputs.images, **inputs.conditions)
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("["):  # what a head has to say
+            raise
         if resize_caches(frozen):
             with contextlib.suppress(Exception):
                 return frozen(inputs.images, **inputs.conditions)

@@ -22,7 +22,7 @@ from pixelfast import links
 from pixelfast import schedule as S
 from pixelfast.models import gated_pixelcnn
 from pixelfast.models.base import MaskedConv2d, colour_mask
-from pixelfast.plan import ConvOp, HeadOp, Read
+from pixelfast.plan import ConvOp, HeadOp
 
 every_network = pytest.mark.parametrize("case_", [*FIXED, *SPECS], ids=str)
 
