@@ -176,6 +176,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="the two small models, batches 1 and 16, once each"
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="models whose name has this in it")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of every contestant (all cores)"
     )
@@ -190,6 +191,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     busy = harness.load()
     torch.set_num_threads(options.threads)
     cases = [case for case in CASES if not options.quick or case.channels == 1]
+    cases = [case for case in cases if options.only in case.name]
     batches = BATCHES[:2] if options.quick else BATCHES
     repeats, part = (1, 1) if options.quick else (options.repeats, 2)
     rows = []
