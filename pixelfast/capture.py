@@ -48,6 +48,24 @@ _SPELLINGS = (
     aten.channel_shuffle.default, aten.tile.default, aten.diff.default,
     aten.var.dim, aten.std.dim, aten.var_mean.dim, aten.std_mean.dim,
 )  # fmt: skip
+_IN_PLACE = {  # but not __invert__, __int__, __index__
+    f"__i{op}__"
+    for op in (
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "truediv",
+        "floordiv",
+        "mod",
+        "pow",
+        "and",
+        "or",
+        "xor",
+        "lshift",
+        "rshift",
+    )
+}
 BATCH = 2  # of the exported graph
 
 
@@ -370,7 +388,7 @@ class _DropWrites(TorchFunctionMode):
             return args[0].clone()
         if func == Tensor.data.__set__:  # type: ignore[attr-defined]
             return None
-        in_place = name == "__setitem__" or name.startswith("__i") or (name[-1:] == "_" and name[-2:] != "__")
+        in_place = name == "__setitem__" or name in _IN_PLACE or (name[-1:] == "_" and name[-2:] != "__")
         if in_place and args and self.owns(args[0]):
             func(args[0].clone(), *args[1:], **(kwargs or {}))
             return args[0]

@@ -259,6 +259,15 @@ class Lowering:
         refs = view.refs[view.refs != P.ZERO]
         return self.build.grid_of(refs) if refs.size else None
 
+    def is_whole(self, view: View, grid: tuple[int, int]) -> bool:
+        """Whether a view shows all of computed maps of that grid, neither shifted, cut nor masked."""
+        whole = view.shift == (0, 0) and visible(view) == (0, grid[0], 0, grid[1])
+        return (
+            bool(whole and (view.refs != P.ZERO).all())
+            and self.grid_of(view) == grid
+            and self.is_computed(view)
+        )
+
     def clean(self, view: View, box: tuple[int, int, int, int]) -> View:
         """A view like this one of which every read in `box` (y0, y1, x0, x1, of the view) that falls on the map
         falls inside the window: what lies outside is zero by the map's own border."""

@@ -123,6 +123,7 @@ def strict(q, k, v):
 SPELLINGS = {
     "sdpa": sdpa(None, is_causal=True),
     "sdpa, mask": sdpa(causal, scale=0.3),
+    "sdpa, no scores": sdpa(causal, scale=0.0),
     "sdpa, bias": sdpa(lambda n: torch.zeros(n, n).masked_fill(~causal(n), -torch.inf)),
     "filled with -inf": filled(-torch.inf),
     "filled with -1e4": filled(-1e4),
@@ -333,6 +334,14 @@ def shifted_by_queries(q, k, v):
         (
             lambda q, k, v: ((q @ k.transpose(-2, -1)).softmax(-1) * torch.eye(12).add(1)) @ v,
             "scaled by a constant that differs between the keys of a query",
+        ),
+        (
+            lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).tril() @ v,
+            "drops weights after the softmax, whose sum is over all keys",
+        ),
+        (
+            lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).masked_fill(~causal(12), 0) @ v,
+            "drops weights after the softmax, whose sum is over all keys",
         ),
         (
             lambda q, k, v: F.scaled_dot_product_attention(

@@ -342,3 +342,19 @@ def test_what_only_looks_at_a_dtype_or_a_shape_does_not_depend_on_it():
 def test_what_a_head_has_to_say_is_said_as_it_is():
     with pytest.raises(ValueError, match=r"^\[Categorical\(levels=3\)\] params must have shape"):
         pf.compile(Layers(), shape=(1, 2, 3), head=pf.heads.Categorical(3))
+
+
+class Inverted(Base):
+    """Fills by the complement of a mask that is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([[True, False, True]]))
+
+    def forward(self, images):
+        return self.net(images).masked_fill(~self.mask, 0.5)
+
+
+def test_a_complement_is_no_write():
+    torch.manual_seed(0)
+    assert pf.compile(Inverted(), shape=(1, 2, 3)).verify() < 1e-4

@@ -83,6 +83,12 @@ UNARY: dict[str, Part] = {
     "trunc": lambda m, h, i: (h * 9).trunc(),
     "trunc of large numbers": lambda m, h, i: ((h * 1e3).trunc() * 2.0**30).trunc(),
     "integers": lambda m, h, i: (h * 9).long().add(1).to(h.dtype),
+    "masked rows, flattened": lambda m, h, i: (
+        h.masked_fill(torch.tensor([True, False, False]).view(3, 1), 0).flatten(2).tanh().view(h.shape)
+    ),
+    "cropped rows, flattened": lambda m, h, i: (
+        F.pad(h[:, :, :2], (0, 0, 0, 1)).flatten(2).tanh().view(h.shape)
+    ),
     "same": lambda m, h, i: h.clone().contiguous().detach().to(h.dtype),
 }
 BINARY: dict[str, Part] = {

@@ -112,8 +112,7 @@ def _heads(ctx: Lowering, v: View, heads: Sequence[int]) -> View:
     """Queries, keys or values as a whole sequence of axes "ncxc"."""
     refs = np.broadcast_to(v.refs, (*heads, v.refs.shape[-1])).reshape(-1, v.refs.shape[-1])
     v = replace(v, axes="ncxc", refs=refs)
-    full = v.shift == (0, 0) and (v.refs != P.ZERO).all() and ctx.grid_of(v) == (1, v.width)
-    return v if full and ctx.is_computed(v) else ctx.settle(v)
+    return v if ctx.is_whole(v, (1, v.width)) else ctx.settle(v)
 
 
 @lowers(aten.matmul.default, aten.bmm.default, scores=True)
@@ -156,7 +155,7 @@ def _sdpa(
         )
     q, k, v = views
     swapped = replace(k, axes=k.axes[:-2] + "cx")
-    scores = _scale(ctx, _matmul(ctx, q, swapped), scale or q.refs.shape[-1] ** -0.5)
+    scores = _scale(ctx, _matmul(ctx, q, swapped), q.refs.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         mask = torch.ones(q.width, k.width, dtype=torch.bool).tril()
     if mask is not None:
@@ -346,7 +345,12 @@ def _attend(ctx: Lowering, scores: Scores, value: View) -> View:
     bias = np.broadcast_to(bias, (len(bias), q, k))
     top = bias.max(axis=2, keepdims=True)
     bias = bias - np.where(top == -np.inf, 0, top)  # a softmax is the same for all shifts
-    live = (bias > -kMasked) & (np.broadcast_to(weights, (len(weights), q, k)) != 0)
+    seen = bias > -kMasked
+    live = seen & (np.broadcast_to(weights, (len(weights), q, k)) != 0)
+    if (live.any(axis=2) & (live != seen).any(axis=2)).any():
+        raise ctx.fail(
+            "it drops weights after the softmax, whose sum is over all keys; mask the scores before it"
+        )
     if (live.any(axis=(0, 2)) & ~live.any(axis=2)).any():
         raise ctx.fail("some query may attend to nothing in one head, but not in another")
     query = _times(ctx, query, _of_queries(ctx, scale, live))

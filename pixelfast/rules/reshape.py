@@ -223,8 +223,7 @@ def spread(ctx: Lowering, v: View, axes: str) -> View:
 
 def _whole(ctx: Lowering, v: View) -> View:
     """The same, neither shifted nor cut nor read from where there is no memory of a whole row after a row."""
-    full = v.shift == (0, 0) and (v.refs != P.ZERO).all() and ctx.grid_of(v) == (v.height, v.width)
-    return v if full and ctx.is_computed(v) else ctx.settle(v)
+    return v if ctx.is_whole(v, (v.height, v.width)) else ctx.settle(v)
 
 
 def on_grid(ctx: Lowering, v: View, height: int, width: int) -> View:
