@@ -136,6 +136,36 @@ def test_a_method_that_is_replaced_is_exported(counted):
     assert not same(one, two)
 
 
+def twice(x):
+    return 2 * x
+
+
+FACTOR = 1.0
+
+
+class Globals(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net(0)
+
+    def forward(self, x):
+        return FACTOR * twice(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FACTOR", 1.00005), ("twice", lambda x: x + x + 1e-6)],
+    ids=["a number", "a function"],
+)
+def test_globals_count(counted, monkeypatch, name, value):
+    pf.compile(Globals(), **OPTIONS)
+    pf.compile(Globals(), **OPTIONS)
+    assert counted["export"] == 1
+    monkeypatch.setitem(globals(), name, value)
+    pf.compile(Globals(), **OPTIONS)
+    assert counted["export"] == 2
+
+
 def test_what_the_fingerprint_misses_is_exported(counted, monkeypatch):
     """A graph is used again only where it gives what the module gives."""
 
