@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _SHAPE_ONLY = {
 _SPELLINGS = (
     aten.einsum.default, aten.tensordot.default, aten.outer.default, aten.concat.default,
     aten.channel_shuffle.default, aten.tile.default, aten.diff.default,
+    aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default,
     aten.var.dim, aten.std.dim, aten.var_mean.dim, aten.std_mean.dim,
 )  # fmt: skip
 _IN_PLACE = {  # but not __invert__, __int__, __index__
@@ -187,11 +189,20 @@ def capture(
 
     Raises `CaptureError` where export fails, or where the exported graph differs from the module on fresh inputs.
     """
-    conditions = dict(conditions or {})
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        return _capture(module, shape, levels, dict(conditions or {}), name or type(module).__name__)
+
+
+_LOCK = threading.RLock()  # while exporting, switches of the process are set
+
+
+def _capture(
+    module: nn.Module, shape: tuple[int, int, int], levels: int, conditions: dict[str, Tensor], name: str
+) -> Captured:
     generator = torch.Generator().manual_seed(0)
     images = _example_images(shape, levels, generator)
     fresh = torch.cat([images[:1], _example_images(shape, levels, generator)[1:]])
-    inputs = _Inputs(shape, levels, images, conditions, name or type(module).__name__)
+    inputs = _Inputs(shape, levels, images, conditions, name)
     _refuse_scripts(module, inputs.name)
     frozen = inference_copy(module)
     with torch.no_grad(), unvalidated():

@@ -16,6 +16,7 @@ ready, and not after anything that reads it.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -41,7 +42,9 @@ class Leak:
     """The distribution of sub-pixel `of` depends on sub-pixel `on`, (colour, y, x) each, which is not drawn before it.
 
     modules: those that the leak passes through, or the one that it is in. tap: (dy, dx) of that module which reads too
-    early; None where several modules leak, or attention does. reads: the name of what is read too early.
+    early; None where several modules leak, or attention does. reads: the name of what is read too early. alike: how
+    many modules of other numbers leak likewise. shifted: no distribution depends on more than its own pixel and earlier
+    ones.
     """
 
     of: tuple[int, int, int]
@@ -49,14 +52,23 @@ class Leak:
     modules: tuple[str, ...]
     tap: tuple[int, int] | None = None
     reads: str = ""
+    alike: int = 0
+    shifted: bool = False
 
     @property
     def place(self) -> str:
         """A sentence that names the module."""
+        if self.shifted:
+            return f"{self._place} {_SHIFTED}"
+        return self._place
+
+    @property
+    def _place(self) -> str:
         if not self.reads:
             names = ", ".join(map(repr, self.modules))
             return f"The leak passes through modules {names}: are their masks missing?"
-        where = f"The leak is in module {self.modules[0]!r}: its"
+        others = f", and likewise in {self.alike} like it" if self.alike else ""
+        where = f"The leak is in module {self.modules[0]!r}{others}: its"
         if self.tap is None:
             return (
                 f"{where} attention reads {self.reads!r} at positions that are not drawn yet; is its mask missing, or "
@@ -67,6 +79,12 @@ class Leak:
             f"{where} tap at (dy={dy:+d}, dx={dx:+d}) reads {self.reads!r} too early; is its mask missing, or of the "
             "wrong type?"
         )
+
+
+_SHIFTED = (
+    "But no distribution depends on more than its own pixel and those before it: if the model's outputs are of the "
+    "next pixel, shift its input in to_input=, or its output in output=."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,29 +240,47 @@ def _blame(
         for link in dependence.links[i]:
             if not isinstance(op, HeadOp) and _exceeds(link, of_map[link.read.map], due[i]):
                 leaks.setdefault(op.where, []).append((i, link.read))
-    best, best_rank = "", (-1, False, False, False, -1)
-    for where, reads in leaks.items():
+    suspects: dict[tuple[str, ...], list[tuple[int, Read]]] = {
+        (where,): reads for where, reads in leaks.items()
+    }
+    alike: dict[str, list[str]] = {}
+    for where in leaks:
+        alike.setdefault(re.sub(r"\d+", "#", where), []).append(where)
+    for group in alike.values():
+        reads = [leak for where in group for leak in leaks[where]]
+        if any(read.keys is not None or i in finer.loops for i, read in reads):
+            suspects.setdefault(tuple(group), reads)
+    shifted = plan.shape[0] == 1 and all(
+        (r <= until[op.colour] + 1).all()
+        for op, r in zip(finer.ops, ready, strict=True)
+        if isinstance(op, HeadOp)
+    )
+    best: tuple[str, ...] = ()
+    best_rank = (-1, False, False, False, False, -1)
+    for names, reads in suspects.items():
         cut = {i: due[i] for i, _ in reads}
         mended = dependence.readiness(order, cut)
         heads = [
             (r, until[op.colour]) for op, r in zip(finer.ops, mended, strict=True) if isinstance(op, HeadOp)
         ]
         if all((r <= t).all() for r, t in heads):
+            alone = len(names) == 1
             mixes = any(isinstance(finer.ops[i], ConvOp | AttendOp) for i, _ in reads)
-            first = any(read.map in images for _, read in reads)
+            first = alone and any(read.map in images for _, read in reads)
             attends = any(read.keys is not None or i in finer.loops for i, read in reads)
             used = (d != NEVER for d in dependence.deadlines(until, cut, mended))
             inside = _total(np.where(u, r, 0) for r, u in zip(mended, used, strict=True))
-            rank = (_total(r for r, _ in heads), mixes, first, attends, inside)
+            rank = (_total(r for r, _ in heads), mixes, first, attends, alone, inside)
             if rank > best_rank:
-                best, best_rank = where, rank
+                best, best_rank = names, rank
+    shifted = shifted and (not best_rank[2] or best_rank[3])
     if not best:
-        return Leak(of, on, tuple(leaks))
+        return Leak(of, on, tuple(leaks), shifted=shifted)
     _, read = max(
-        leaks[best], key=lambda leak: (leak[1].keys is not None, leak[1].dy, leak[1].dx, leak[1].map)
+        leaks[best[0]], key=lambda leak: (leak[1].keys is not None, leak[1].dy, leak[1].dx, leak[1].map)
     )
     tap = None if read.keys is not None else (read.dy, read.dx)
-    return Leak(of, on, (best,), tap, finer.maps[read.map].name)
+    return Leak(of, on, best[:1], tap, finer.maps[read.map].name, len(best) - 1, shifted)
 
 
 def _exceeds(link: Link, values: np.ndarray, limits: np.ndarray) -> bool:

@@ -63,9 +63,6 @@ ERRORS = {
         "a shuffle over axes nycx; supported is ncyx",
     ),
     "windows of images": (lambda m, h, i: h.unfold(0, 1, 1)[..., 0], "windows along n; supported are channels and"),
-    "picked rows": (
-        lambda m, h, i: h[:, :, [2, 0, 1]], "it picks entries along y of a tensor of axes ncyx; supported are channels"
-    ),
     "several indices": (
         lambda m, h, i: h[:, [[0, 1], [1, 0]]].flatten(1, 2), "an index of several axes, or by what is not a constant"
     ),
@@ -92,7 +89,7 @@ ERRORS = {
     "filled from the image": (lambda m, h, i: set_slice(h, h[0, 0, 0, 0], ALL, 1), "selects one entry of the n axis"),
     "concatenated images": (lambda m, h, i: torch.cat([h[:, :2], h[:, 2:]], 0).view(h.shape), MIXES),
     "circular": (lambda m, h, i: F.pad(h, (1, 1, 0, 0), "circular")[..., 1:-1], "pads with mode 'circular': copies of"),
-    "sine": (lambda m, h, i: h.sin(), r"aten\.sin\.default of \(N, 4, 3, 4\) in module .*there is no rule for it"),
+    "tangent": (lambda m, h, i: h.tan(), r"aten\.tan\.default of \(N, 4, 3, 4\) in module .*there is no rule for it"),
 }  # fmt: skip
 
 

@@ -313,3 +313,60 @@ def test_verify_finds_damage(name, change, match):
 def test_each_order_passes_verify(case_):
     for order in ORDERS:
         get(case_).sampler(order, "reference").schedule.verify()
+
+
+class Attention(nn.Module):
+    def __init__(self, broken: bool):
+        super().__init__()
+        self.broken, self.qkv = broken, nn.Linear(8, 24)
+
+    def forward(self, x):
+        mask = torch.ones(16, 16).tril(-1)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = (q @ k.mT).masked_fill(mask == 0, -1e10).softmax(-1)
+        return (weights if self.broken else weights * mask) @ v
+
+
+class Repeated(nn.Module):
+    """Attentions, with residual connections, whose first query is masked off everywhere, by a finite number."""
+
+    def __init__(self, broken: bool):
+        super().__init__()
+        self.embed = nn.Embedding(4, 8)
+        self.layers = nn.ModuleList([Attention(broken) for _ in range(3)])
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, images):
+        x = self.embed(images.flatten(1))
+        x = nn.functional.pad(x, (0, 0, 1, -1))
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.last(x)
+
+
+def test_a_repeated_mistake_is_blamed_on_all_that_make_it():
+    with pytest.raises(pf.CausalityError, match="likewise in 2 like it: its attention reads"):
+        pf.compile(Repeated(True), shape=(1, 4, 4), head=pf.heads.Categorical(4))
+    pf.compile(Repeated(False), shape=(1, 4, 4), head=pf.heads.Categorical(4)).verify()
+
+
+class Recurrent(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.last = cell(4, 5), nn.Linear(5, 4)
+
+    def forward(self, images):
+        x, state, found = nn.functional.one_hot(images.flatten(1), 4).float(), None, []
+        for t in range(9):
+            state = self.cell(x[:, t], state)
+            found.append(state[0] if isinstance(state, tuple) else state)
+        return self.last(torch.stack(found, 1))
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_outputs_of_the_next_pixel(cell):
+    how = {"shape": (1, 3, 3), "head": pf.heads.Categorical(4)}
+    with pytest.raises(pf.CausalityError, match="if the model's outputs are of the next pixel, shift"):
+        pf.compile(Recurrent(cell), **how)
+    shift = lambda o: nn.functional.pad(o, (0, 0, 1, -1))  # noqa: E731
+    pf.compile(Recurrent(cell), **how, output=shift).verify()

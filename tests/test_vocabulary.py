@@ -21,6 +21,9 @@ FUNCTIONS = {
     "gelu": lambda m, h, i: F.gelu(h * 3),
     "gelu, far": lambda m, h, i: F.gelu(h * 99),
     "gelu, tanh": lambda m, h, i: F.gelu(h * 3, approximate="tanh"),
+    "sin": lambda m, h, i: torch.sin(h * 9),
+    "cos": lambda m, h, i: torch.cos(h * 9),
+    "sin, far": lambda m, h, i: torch.sin(h.round() * 1000),
     "erf": lambda m, h, i: torch.erf(h),
     "hardswish": lambda m, h, i: F.hardswish(h * 3),
     "hardsigmoid": lambda m, h, i: F.hardsigmoid(h * 3),
@@ -190,6 +193,16 @@ def one_hot(levels: Tensor, classes: int) -> Tensor:
     return F.one_hot(levels[:, 0], classes).movedim(-1, 1)
 
 
+ROWS = torch.arange(3)[:, None]
+COLUMNS = torch.arange(4) + ROWS
+
+
+def skewed(h: Tensor) -> Tensor:
+    wide = torch.zeros(*h.shape[:3], 6, dtype=h.dtype)
+    wide[:, :, ROWS, COLUMNS] = h.exp()
+    return wide
+
+
 WRITING = {
     "channels": lambda m, h, i: set_slice(h, h[:, :2].tanh(), ALL, slice(1, 3)),
     "channels in step": lambda m, h, i: set_slice(h, h[:, :2].tanh(), ALL, slice(0, None, 2)),
@@ -230,6 +243,16 @@ WRITING = {
     "concat": lambda m, h, i: torch.hstack([torch.concat([h, h.exp()], 1), h]).tanh(),
     "channel_shuffle": lambda m, h, i: F.channel_shuffle(h, 2).tanh(),
     "diff": lambda m, h, i: h.diff(dim=1).tanh(),
+    "rows flipped": lambda m, h, i: h.flip(2).tanh(),
+    "columns flipped": lambda m, h, i: h.flip(3).flip(1).tanh(),
+    "picked rows": lambda m, h, i: h[:, :, [2, 0, 1]].tanh(),
+    "picked columns": lambda m, h, i: h.index_select(3, torch.tensor([3, 0, 1, 1])).tanh(),
+    "skewed by indices, and back": lambda m, h, i: skewed(h)[:, :, ROWS, COLUMNS].tanh(),
+    "fold": lambda m, h, i: F.fold(h.flatten(2), (3, 4), (1, 1)).tanh(),
+    "columns one by one": lambda m, h, i: F.conv2d(
+        torch.stack([h[..., x].tanh() for x in range(4)], 3), like(h, 4, 4, 1, 1)
+    ),
+    "stack with a constant": lambda m, h, i: torch.stack([like(h, 1, 3, 4).expand(2, -1, -1), h[:, 0]], 1).tanh(),
     "rows exchanged": lambda m, h, i: torch.cat([h[:, :, 1:], h[:, :, :1]], 2),
     "shift by zeros": lambda m, h, i: torch.cat([torch.zeros_like(h[:, :, :1]), h[:, :, :-1]], 2) + 1,
     "a first token": lambda m, h, i: torch.cat(

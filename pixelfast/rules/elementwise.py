@@ -101,6 +101,10 @@ def _rrelu(ctx: Lowering, a: Any, low: float = 1 / 8, high: float = 1 / 3, *_: A
 @lowers(aten.softplus.default)
 def _softplus(ctx: Lowering, a: Any, beta: float = 1, threshold: float = 20) -> Any:
     """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    if threshold < 15:
+        raise ctx.fail(
+            f"softplus with threshold {threshold}; supported is 15 and more, where it makes no difference"
+        )
     rest = (("abs", 0), ("neg", -1), ("exp", -1), ("add", -1, 1.0), ("log", -1))
     if beta == 1:
         return ctx.pointwise([a], *rest, ("max", 0, 0.0), ("add", -1, -3))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..lower import Lowering, lowers
-from .rounding import HUGE
+from .rounding import HUGE, nearest
 
 aten = torch.ops.aten
 
@@ -100,6 +100,43 @@ def _logaddexp(ctx: Lowering, a: Any, b: Any) -> Any:
 @lowers(aten.sign.default, aten.sgn.default)
 def _sign(ctx: Lowering, a: Any) -> Any:
     return ctx.pointwise([a], ("mul", 0, HUGE), ("mul", -1, HUGE), ("max", -1, -1.0), ("min", -1, 1.0))
+
+
+# --- sines ----------------------------------------------------------------------------------------------------
+
+# pi in three parts, of which multiples up to 2**13 of the first two are exact; sin(r) / r at r*r up to pi*pi/4.
+_PI = (3.140625, 0.0009670257568359375, 6.277114152908325e-07)
+_SINE = (1.5896910e-10, -2.5050763e-8, 2.7557314e-6, -1.9841270e-4, 8.3333333e-3, -1.6666667e-1)
+
+
+def _sine(ctx: Lowering, a: Any, turn: float) -> Any:
+    """sin(a + turn * pi), turn 0 or 1/2: of what the nearest multiple of pi leaves, whose parity is the sign."""
+    k = nearest(ctx, ctx.pointwise([a], ("mul", 0, 1 / math.pi), ("add", -1, turn)))
+    even = ctx.pointwise(
+        [nearest(ctx, ctx.pointwise([k], ("mul", 0, 0.5), ("add", -1, 0.25)))], ("mul", 0, 2.0)
+    )
+    r: Any = a
+    h = ctx.pointwise([k], ("sub", 0, turn)) if turn else k
+    for part in _PI:
+        r = ctx.pointwise([r, h], ("mul", 1, part), ("sub", 0, -1))
+    lines: list[tuple] = [("mul", 0, 0), ("mul", -1, _SINE[0])]
+    for c in _SINE[1:]:
+        lines += [("add", -1, c), ("mul", -1, 3)]
+    odd = [("sub", 1, 2), ("abs", -1), ("mul", -1, -2.0), ("add", -1, 1.0)]
+    value = ctx.pointwise([r, r, r], *lines, ("mul", -1, 0), ("add", -1, 0))
+    return ctx.pointwise([value, k, even], *odd, ("mul", -1, 0))
+
+
+@lowers(aten.sin.default)
+def _sin(ctx: Lowering, a: Any) -> Any:
+    """Within 4e-7 up to 1e4."""
+    return _sine(ctx, a, 0.0)
+
+
+@lowers(aten.cos.default)
+def _cos(ctx: Lowering, a: Any) -> Any:
+    """Within 4e-7 up to 1e4."""
+    return _sine(ctx, a, 0.5)
 
 
 # --- the normal distribution ----------------------------------------------------------------------------------

@@ -72,7 +72,10 @@ def _squeeze_all(ctx: Lowering, a: Any) -> View | Table:
 @lowers(aten.stack.default)
 def _stack(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
     rank = len(ctx.shape_of(ctx.node))
-    views = [_unsqueeze(ctx, v, dim % rank) for v in same_axes(ctx, values)]
+    views = [
+        v.unsqueeze(dim % rank) if isinstance(v, torch.Tensor) else _unsqueeze(ctx, v, dim % rank)
+        for v in same_axes(ctx, values)
+    ]
     return _cat(ctx, views, dim % rank)
 
 
@@ -80,10 +83,30 @@ def _stack(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
 def _flip(ctx: Lowering, a: Any, dims: Sequence[int]) -> View:
     v = ctx.view(a)
     for dim in dims:
-        if v.axes[v.axis(dim)] != "c":
-            raise ctx.fail(f"flips the {v.axes[v.axis(dim)]} axis; supported are channels")
-        v = replace(v, refs=np.flip(v.refs, v.ref_axis(dim)))
+        v = taken(ctx, v, dim, range(ctx.shape_of(ctx.node)[dim])[::-1], "it flips")
     return v
+
+
+def taken(ctx: Lowering, v: View, dim: int, index: Sequence[int], what: str) -> View:
+    """The entries `index` of an axis of channels or of positions."""
+    axis = v.axes[v.axis(dim)]
+    if axis == "c":
+        return replace(v, refs=v.refs.take(index, v.ref_axis(dim)))
+    if axis not in "yx":
+        raise ctx.fail(
+            f"{what} along {axis} of a tensor of axes {v.axes}; supported are channels and positions"
+        )
+    v = ctx.clean(v, (0, v.height, 0, v.width))
+    count, refs, (sy, sx) = len(index), v.refs.reshape(-1), v.shift
+    out = ctx.new_map(refs.size, *((count, v.width) if axis == "y" else (v.height, count)), suffix=".taken")
+    for i, at in enumerate(index):
+        offset, phase = (
+            ((sy + at, sx), (i, 0, count, 1)) if axis == "y" else ((sy, sx + at), (0, i, 1, count))
+        )
+        ctx.build.add(
+            P.MapOp(out, (P.Instruction("load", refs=refs, offset=offset),), where(ctx.node), phase)
+        )
+    return ctx.whole(out, v.axes, v.refs.shape)
 
 
 @lowers(aten.glu.default)
@@ -303,6 +326,9 @@ def _start_tokens(ctx: Lowering, values: Sequence[Any], dim: int) -> Table | Non
     tables = [v for v in values if isinstance(v, Table) and is_level(v)]
     others = [v for v in values if isinstance(v, torch.Tensor) and v.numel() and (v == v.flatten()[0]).all()]
     if len(tables) != 1 or len(tables) + len(others) != len(values) or not others:
+        return None
+    dtype = tables[0].values.dtype
+    if any(torch.promote_types(v.dtype, dtype) != dtype for v in others):
         return None
     (constant, *more) = {v.flatten()[0].item() for v in others}
     at = next(i for i, v in enumerate(values) if v is tables[0])

@@ -14,7 +14,7 @@ from ..capture import where
 from ..lower import Lowering, View, lowers
 from .layout import _crop, _pad, aligned, every
 from .products import _conv2d, _pair
-from .reshape import alike, on_grid
+from .reshape import _view, alike, on_grid
 
 aten = torch.ops.aten
 
@@ -113,6 +113,14 @@ def _im2col(ctx: Lowering, a: Any, kernel: Any, dilation: Any, padding: Any, str
     refs = np.stack([p.refs for p in parts], axis=1).reshape(-1)
     v = replace(parts[0], refs=refs)
     return replace(on_grid(ctx, v, 1, v.height * v.width), axes="ncx")
+
+
+@lowers(aten.col2im.default)
+def _col2im(ctx: Lowering, a: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> View:
+    """Of windows of one position: another way to write a reshape."""
+    if any(_pair(x) != _pair(to) for x, to in ((kernel, 1), (padding, 0), (stride, 1))):
+        raise ctx.fail("it adds windows that overlap; supported are those of one position")
+    return _view(ctx, a, ctx.shape_of(ctx.node))
 
 
 @lowers(aten.unfold.default)

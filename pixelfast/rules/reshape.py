@@ -156,6 +156,8 @@ def alike(ctx: Lowering, v: View, axes: str) -> View:
         at = axes.index("y")
         if v.axes[at] == "c" and v.axes == axes.replace("y", "c"):
             return _stacked(ctx, v, at, axes)
+    if (v.axes, axes) == ("ncxc", "ncyx"):  # columns that were computed one by one
+        return _columns(ctx, v)
     if (
         set(v.axes) == set("nc")
         and {"x"} <= set(axes) <= set("ncyx")
@@ -176,6 +178,17 @@ def _stacked(ctx: Lowering, v: View, dim: int, axes: str) -> View:
         load = P.Instruction("load", refs=refs.reshape(-1), offset=v.shift)
         ctx.build.add(P.MapOp(out, (load,), where(ctx.node), (i, 0, len(rows), 1)))
     return ctx.whole(out, axes, rows.shape[1:])
+
+
+def _columns(ctx: Lowering, v: View) -> View:
+    """Sequences, on the last axis, as the columns of a grid."""
+    v = _whole(ctx, v)
+    columns = np.moveaxis(v.refs, -1, 0)
+    out = ctx.new_map(columns[0].size, v.width, len(columns), suffix=".columns")
+    for i, refs in enumerate(columns):
+        load = P.Instruction("load", refs=refs.reshape(-1), flat=(0, 1))
+        ctx.build.add(P.MapOp(out, (load,), where(ctx.node), (0, i, 1, len(columns))))
+    return ctx.whole(out, "ncyx", columns.shape[1:])
 
 
 def of_rank(v: View, rank: int) -> View:

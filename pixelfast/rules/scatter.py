@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..lower import Given, Lowering, Table, View, lowers
-from .layout import _expand, _slice, _unsqueeze, aligned, as_view, side_by_side
+from .layout import _expand, _slice, _unsqueeze, aligned, as_view, side_by_side, taken
 from .masks import filled
 from .products import _index
 from .resample import dealt, enlarged, interleaved
@@ -109,6 +109,8 @@ def _select_scatter(ctx: Lowering, a: Any, source: Any, dim: int, index: int) ->
 @lowers(aten.index_put.default)
 def _index_put(ctx: Lowering, a: Any, indices: Sequence[Any], value: Any, accumulate: bool = False) -> Any:
     """`value` where a constant mask is true."""
+    if any(index is None for index in indices) and not accumulate:
+        return _rows_overwritten(ctx, a, indices, value)
     (mask, *others) = indices
     plain = isinstance(mask, Tensor) and mask.dtype == torch.bool and not others and not accumulate
     if not plain or not isinstance(value, Tensor) or value.numel() != 1:
@@ -119,6 +121,43 @@ def _index_put(ctx: Lowering, a: Any, indices: Sequence[Any], value: Any, accumu
     return filled(ctx, v, mask.reshape(*mask.shape, *[1] * (len(v.axes) - mask.ndim)), value.reshape(()))
 
 
+def _by_rows(ctx: Lowering, v: View, indices: Sequence[Any]) -> list[tuple[int, np.ndarray]]:
+    """Constant indices of the last two axes: for each row of the result, its row and its columns."""
+    used = [i for i, index in enumerate(indices) if index is not None]
+    rank = len(v.axes)
+    plain = used == [rank - 2, rank - 1] and all(isinstance(indices[i], Tensor) for i in used)
+    if plain and v.axes[-2:] == "yx" and not any(indices[i].dtype == torch.bool for i in used):
+        y, x = (i.numpy() for i in torch.broadcast_tensors(*(indices[i] for i in used)))
+        if y.ndim == 2 and (y == y[:, :1]).all():
+            return [(int(row) % v.height, columns % v.width) for row, columns in zip(y[:, 0], x, strict=True)]
+    raise ctx.fail(
+        f"indices of a tensor of axes {v.axes}; supported are a row of an axis, and rows and columns of a grid, each "
+        "row of the result from one row"
+    )
+
+
+def _rows_overwritten(ctx: Lowering, a: Any, indices: Sequence[Any], value: Any) -> View:
+    """In some rows, some columns side by side."""
+    shape = ctx.shape_of(ctx.node)
+    of_image = [ctx.view(v) for v in (a, value) if isinstance(v, Table | View)]
+    like = max(of_image, key=lambda v: "y" in v.axes)
+    base = as_view(ctx, a, like, shape)
+    chosen = _by_rows(ctx, base, indices)
+    source = as_view(ctx, value, like, [*shape[:-2], len(chosen), len(chosen[0][1])])
+    rows = [_slice(ctx, base, -2, y, y + 1) for y in range(base.height)]
+    for i, (y, columns) in enumerate(chosen):
+        if (np.diff(columns) != 1).any():
+            raise ctx.fail("it overwrites columns that do not stand side by side")
+        first, end = int(columns[0]), int(columns[-1]) + 1
+        parts = [
+            _slice(ctx, rows[y], -1, 0, first),
+            _slice(ctx, source, -2, i, i + 1),
+            _slice(ctx, rows[y], -1, end, base.width),
+        ]
+        rows[y] = side_by_side(ctx, parts, "x")
+    return side_by_side(ctx, rows, "y")
+
+
 # --- picking --------------------------------------------------------------------------------------------------
 
 
@@ -126,10 +165,8 @@ def _taken(
     ctx: Lowering, v: View, dim: int, pick: Callable[[np.ndarray, int], np.ndarray], what: str
 ) -> View:
     """The channels of an axis that `pick` picks, from an array and its axis."""
-    axis = v.axes[v.axis(dim)]
-    if axis != "c":
-        raise ctx.fail(f"{what} along {axis} of a tensor of axes {v.axes}; supported are channels")
-    return replace(v, refs=pick(v.refs, v.ref_axis(dim)))
+    size = ctx.shape_of(ctx.node.all_input_nodes[0])[dim]
+    return taken(ctx, v, dim, pick(np.arange(size), 0).tolist(), what)
 
 
 @lowers(aten.index_select.default)
@@ -147,6 +184,12 @@ def _picked(ctx: Lowering, a: Any, indices: Sequence[Any]) -> Any:
     used = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if isinstance(a, Tensor):
         return _index(ctx, a, indices)
+    if len(used) == 2:
+        v = ctx.view(a)
+        rows = [
+            taken(ctx, _slice(ctx, v, -2, y, y + 1), -1, x.tolist(), "") for y, x in _by_rows(ctx, v, indices)
+        ]
+        return side_by_side(ctx, rows, "y")
     if (
         len(used) != 1
         or not isinstance(used[0][1], Tensor)
