@@ -472,8 +472,13 @@ def run(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor]) ->
     c = captured.conditioner
     env.update(zip(c.placeholders, (conditions[n] for n in c.names), strict=True))
     with torch.no_grad():
-        for node in (*c.nodes, *captured.image_nodes):
+        nodes = (*c.nodes, *captured.image_nodes)
+        last = {used: node for node in nodes for used in node.all_input_nodes}
+        for node in nodes:
             env[node] = _evaluate(node, env)
+            for used in node.all_input_nodes:
+                if last[used] is node and used is not captured.output and used not in captured.folded:
+                    env.pop(used, None)
     return env[captured.output]
 
 

@@ -175,7 +175,7 @@ def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
         refs = renumbered[op.refs]
         ascending = np.argsort(refs, kind="stable")
         products = np.arange(op.products) if op.code else members  # a loop is whole
-        weight = np.ascontiguousarray(op.weight[:, ascending][:, :, products])
+        weight = _take(_take(op.weight, ascending, 1), products, 2)
         bias = None if op.bias is None else op.bias[products]
         code = _renumber(op.code, renumbered)
         return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias, code=code)
@@ -187,6 +187,13 @@ def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
         return replace(op, out=out, values=np.ascontiguousarray(op.values[:, :, members]))
     assert isinstance(op, ConditionOp)
     return replace(op, out=out)
+
+
+def _take(values: np.ndarray, chosen: np.ndarray, axis: int) -> np.ndarray:
+    """Entries of an axis: without a copy where they are all, in order."""
+    if np.array_equal(chosen, np.arange(values.shape[axis])):
+        return values
+    return np.ascontiguousarray(values.take(chosen, axis))
 
 
 def _renumber(code: Code, renumbered: np.ndarray) -> Code:

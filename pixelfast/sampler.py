@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
@@ -87,7 +89,20 @@ def compile(
     prepared = prepare(
         module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
     )
-    return sampler_of(prepared, make_plan(prepared), order=order, backend=backend, isa=isa)
+    with _uncollected():
+        return sampler_of(prepared, make_plan(prepared), order=order, backend=backend, isa=isa)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which would look through all nodes and ops again and again, and find nothing."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def sampler_of(
