@@ -197,7 +197,7 @@ def _take(values: np.ndarray, chosen: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _renumber(code: Code, renumbered: np.ndarray) -> Code:
-    return tuple(replace(ins, refs=renumbered[ins.refs]) if ins.fn == "load" else ins for ins in code)
+    return tuple(ins.reading(renumbered[ins.refs]) if ins.fn == "load" else ins for ins in code)
 
 
 # --- prune ----------------------------------------------------------------------------------------------------
@@ -365,8 +365,13 @@ def _inline(code: Code, m: Map, producer: Code) -> Code:
             base = len(result)
             for inner in producer:
                 chosen = inner.select(ins.refs - m.first)
-                result.append(replace(chosen, args=tuple(base + a for a in inner.args)))
+                result.append(_moved(chosen, [base + a for a in inner.args]))
         else:
-            result.append(replace(ins, args=tuple(place[a] for a in ins.args)))
+            result.append(_moved(ins, [place[a] for a in ins.args]))
         place.append(len(result) - 1)
     return tuple(result)
+
+
+def _moved(ins: Instruction, args: Sequence[int]) -> Instruction:
+    """The same with other registers."""
+    return Instruction(ins.fn, tuple(args), ins.refs, ins.offset, ins.value, ins.flat)

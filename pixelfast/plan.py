@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
@@ -71,11 +71,18 @@ class Instruction:
     value: float | np.ndarray | None = None
     flat: tuple[int, int] | None = None
 
+    def reading(self, refs: np.ndarray) -> Instruction:
+        """The same of other channels."""
+        return Instruction(self.fn, self.args, refs, self.offset, self.value, self.flat)
+
     def select(self, channels: np.ndarray) -> Instruction:
         """The same for a subset of output channels."""
+        of_channels = isinstance(self.value, np.ndarray)
+        if not len(self.refs) and not of_channels:
+            return self
         refs = self.refs[channels] if len(self.refs) else self.refs
         value = self.value[channels] if isinstance(self.value, np.ndarray) else self.value
-        return replace(self, refs=refs, value=value)
+        return Instruction(self.fn, self.args, refs, self.offset, value, self.flat)
 
 
 Code = tuple[Instruction, ...]

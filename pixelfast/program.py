@@ -344,10 +344,13 @@ def _launches(schedule: Schedule, of_op: Sequence[range]) -> tuple[list[int], in
     steps = 0
     found = list(schedule.launches())
     for (step, i, positions), following in zip(found, [*found[1:], None], strict=True):
-        runs = progressions(positions)
-        words = [word for run in runs for word in run]
+        if len(positions) == 1:
+            words = [1, *positions[0].tolist(), 1, 0, 0]
+        else:
+            runs = progressions(positions)
+            words = [len(runs), *(word for run in runs for word in run)]
         for record in of_op[i]:
-            launches += [record, len(runs)]
+            launches.append(record)
             launches += words
         # A step is also where progress is told and Ctrl-C is heard: where images are known, after every op.
         if following is None or following[0] != step or schedule.order.skew is None:

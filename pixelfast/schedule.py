@@ -15,7 +15,6 @@ ready, and not after anything that reads it.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -423,18 +422,22 @@ class Schedule:
 
     def launches(self) -> Iterator[tuple[int, int, np.ndarray]]:
         """(step, op, positions int (n, 2)) in the order in which they run."""
-        found = []
+        positions: dict[int, np.ndarray] = {}
+        found = [np.zeros((5, 0), np.int64)]  # of each launch: time, step, op, first and last position
         for i, times in enumerate(self.times):
             if isinstance(self.plan.ops[i], ConstantOp | ConditionOp):
                 continue
-            positions = np.argwhere(times >= 0)
-            when = times[times >= 0]
+            runs = times >= 0
+            when = times[runs]
             in_order = np.argsort(when, kind="stable")
-            when, positions = when[in_order], positions[in_order]
-            steps = self.steps[i][times >= 0][in_order]
+            when, steps = when[in_order], self.steps[i][runs][in_order]
+            positions[i] = np.argwhere(runs)[in_order]
             bounds = np.flatnonzero(np.diff(when, prepend=-2, append=-2))
-            found += [(int(when[a]), int(steps[a]), i, positions[a:b]) for a, b in itertools.pairwise(bounds)]
-        yield from (launch[1:] for launch in sorted(found, key=lambda launch: launch[0]))
+            first = bounds[:-1]
+            found.append(np.stack([when[first], steps[first], np.full(len(first), i), first, bounds[1:]]))
+        launches = np.concatenate(found, axis=1)
+        for step, i, first, end in launches[1:, np.argsort(launches[0], kind="stable")].T.tolist():
+            yield step, i, positions[i][first:end]
 
     def verify(self) -> None:
         plan = self.plan
