@@ -179,6 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="the two small models, batches 1 and 16, once each"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="models whose name has this in it")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="batch sizes (1 16 64)")
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of every contestant (all cores)"
     )
@@ -194,7 +195,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     cases = [case for case in CASES if not options.quick or case.channels == 1]
     cases = [case for case in cases if options.only in case.name]
-    batches = BATCHES[:2] if options.quick else BATCHES
+    batches = options.batches or (BATCHES[:2] if options.quick else BATCHES)
     repeats, part = (1, 1) if options.quick else (options.repeats, 2)
     rows = []
     for case in cases:
