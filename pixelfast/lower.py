@@ -533,12 +533,30 @@ def lower(captured: Captured, head: Head) -> Lowered:
             except Exception as error:  # of a form that the rule did not foresee
                 raise ctx.fail(f"its rule failed ({type(error).__name__}: {error})") from error
         ctx.check(result, node.meta["val"])
-        env[node] = result
+        env[node] = _typed(ctx, result)
     ctx.node = captured.output
     rules.heads.add_heads(ctx, env[captured.output], head)
     plan = ctx.build.plan(captured.shape, captured.levels)
     plan.verify()
     return Lowered(plan, tuple(ctx.conditions))
+
+
+def _typed(ctx: Lowering, result: Any) -> Any:
+    """Feature maps are floats; where PyTorch has integers or truth values, they must be such."""
+    from . import rules
+
+    node, like = ctx.node, ctx.node.meta["val"]
+    if not isinstance(result, View) or not isinstance(like, Tensor) or like.is_floating_point():
+        return result
+    name = str(node.target).split(".")[1].rstrip("_")
+    if name in ("add", "sub", "rsub", "mul", "neg", "pow") and like.dtype not in (torch.int32, torch.int64):
+        if like.dtype != torch.bool:
+            raise ctx.fail(f"arithmetic of {like.dtype}, which wraps; supported are int32, int64 and float32")
+        return ctx.pointwise([result], ("min", 0, 1.0)) if name == "add" else result
+    writes = name == "copy" or name.endswith(("scatter", "index_put", "fill"))
+    given = [a.meta["val"] for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
+    floats = any(value.is_floating_point() for value in given)
+    return rules.masks.converted(ctx, result, like.dtype) if writes and floats else result
 
 
 def _elementwise(node: fx.Node) -> bool:

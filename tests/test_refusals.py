@@ -89,6 +89,11 @@ ERRORS = {
     "filled from the image": (lambda m, h, i: set_slice(h, h[0, 0, 0, 0], ALL, 1), "selects one entry of the n axis"),
     "concatenated images": (lambda m, h, i: torch.cat([h[:, :2], h[:, 2:]], 0).view(h.shape), MIXES),
     "circular": (lambda m, h, i: F.pad(h, (1, 1, 0, 0), "circular")[..., 1:-1], "pads with mode 'circular': copies of"),
+    "uint8": (
+        lambda m, h, i: h + (F.pad(i.byte(), (1, 0))[..., :-1] - i.byte()).to(h.dtype),
+        "arithmetic of torch.uint8, which wraps",
+    ),
+    "softplus": (lambda m, h, i: F.softplus(h, threshold=1), "softplus with threshold 1"),
     "tangent": (lambda m, h, i: h.tan(), r"aten\.tan\.default of \(N, 4, 3, 4\) in module .*there is no rule for it"),
 }  # fmt: skip
 

@@ -243,6 +243,10 @@ WRITING = {
     "concat": lambda m, h, i: torch.hstack([torch.concat([h, h.exp()], 1), h]).tanh(),
     "channel_shuffle": lambda m, h, i: F.channel_shuffle(h, 2).tanh(),
     "diff": lambda m, h, i: h.diff(dim=1).tanh(),
+    "truth values added": lambda m, h, i: ((h > 0) + (h.roll(1, 1) > 0)).to(h.dtype),
+    "floats copied into integers": lambda m, h, i: (
+        h.new_zeros(h.shape, dtype=torch.long).copy_(h * 3).to(h.dtype)
+    ),
     "rows flipped": lambda m, h, i: h.flip(2).tanh(),
     "columns flipped": lambda m, h, i: h.flip(3).flip(1).tanh(),
     "picked rows": lambda m, h, i: h[:, :, [2, 0, 1]].tanh(),

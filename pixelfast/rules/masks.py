@@ -211,7 +211,7 @@ def _threshold(ctx: Lowering, a: Any, threshold: float, value: float) -> Any:
 # --- types ----------------------------------------------------------------------------------------------------
 
 
-def _converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
+def converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
     """Integers and truth values are held as floats."""
     if not isinstance(a, View) or dtype in (None, torch.float32):
         return a
@@ -224,10 +224,10 @@ def _converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
 
 @lowers(aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout)
 def _to(ctx: Lowering, a: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
-    return _converted(ctx, a, dtype)
+    return converted(ctx, a, dtype)
 
 
 @lowers(aten.type_as.default)
 def _type_as(ctx: Lowering, a: Any, _: Any) -> Any:
     dtype = ctx.node.meta["val"].dtype
-    return replace(a, values=a.values.to(dtype)) if isinstance(a, Table) else _converted(ctx, a, dtype)
+    return replace(a, values=a.values.to(dtype)) if isinstance(a, Table) else converted(ctx, a, dtype)
