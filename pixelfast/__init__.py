@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from . import data, heads, inputs, models, testing, viz
     from ._audit import Audit, audit
     from .capture import CaptureError
+    from .causality import CausalityError
     from .heads import bits_per_dim
     from .lower import LoweringError
     from .models import load
     from .sampler import Sample, Sampler, compile
-    from .schedule import CausalityError
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Audit": "_audit",
     "CaptureError": "capture",
-    "CausalityError": "schedule",
+    "CausalityError": "causality",
     "LoweringError": "lower",
     "Sample": "sampler",
     "Sampler": "sampler",

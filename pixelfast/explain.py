@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp
-from .schedule import NEVER, Schedule
+from .readiness import NEVER
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from . import passes
 from . import plan as P
+from . import readiness as R
 from . import schedule as S
 from ._cpu import default_threads
 from ._recent import Recent
 from .capture import BATCH, Captured, run
+from .causality import check_causal, find_skew
 from .conditions import Conditions, evaluate, gather, varied
 from .explain import Explanation, explain
 from .heads import Head
@@ -121,15 +123,15 @@ def sampler_of(
     )
 
 
-_ORDERS: Recent[S.Order] = Recent(32)
+_ORDERS: Recent[R.Order] = Recent(32)
 _SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
 
 
-def _schedule(plan: P.Plan, order: S.Order) -> S.Schedule:
+def _schedule(plan: P.Plan, order: R.Order) -> S.Schedule:
     """Fuse and schedule; what was found out for another plan of the same structure is used again."""
     key = plan.structure, order.name, order.skew
     known = _SCHEDULES.get(key)
-    lateness = known[0] if known else S.lateness(plan, order)
+    lateness = known[0] if known else R.lateness(plan, order)
     fused = passes.fuse(plan, lateness)
     fused.verify()
     if known:
@@ -145,13 +147,13 @@ def _choose(plan: P.Plan, order: str) -> S.Schedule:
     return _schedule(plan, found)
 
 
-def _find_order(plan: P.Plan, order: str) -> S.Order:
-    raster = S.raster(plan.shape)
+def _find_order(plan: P.Plan, order: str) -> R.Order:
+    raster = R.raster(plan.shape)
     if order == "raster":
-        S.check_causal(plan, raster)  # here, since fused ops belong to several modules
+        check_causal(plan, raster)  # here, since fused ops belong to several modules
         return raster
-    skew = S.find_skew(plan)
-    front = S.wavefront(plan.shape, skew)
+    skew = find_skew(plan)
+    front = R.wavefront(plan.shape, skew)
     if order == "wavefront":
         return front
     if skew == plan.shape[2]:
@@ -194,7 +196,7 @@ class Sampler:
 
     @cached_property
     def _scorer(self) -> tuple[Program, Any]:
-        program = assemble(_schedule(self._plan, S.known(self.shape)))
+        program = assemble(_schedule(self._plan, R.known(self.shape)))
         return program, load(program, backend=self._backend, isa=self._isa)
 
     def __repr__(self) -> str:

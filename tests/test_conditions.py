@@ -15,9 +15,10 @@ from zoo import ISAS, loud, recompile
 
 import pixelfast as pf
 from pixelfast.capture import Conditioner
+from pixelfast.causality import find_skew
 from pixelfast.conditions import varied
+from pixelfast.readiness import raster, wavefront
 from pixelfast.sampler import _schedule
-from pixelfast.schedule import find_skew, raster, wavefront
 
 HEIGHT, WIDTH, CODES, CLASSES = 4, 6, 5, 3
 SHAPE = (2, HEIGHT, WIDTH)

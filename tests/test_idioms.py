@@ -16,7 +16,8 @@ from torch import Tensor
 from zoo import ISAS, ORDERS, TOLERANCE, Case
 
 import pixelfast as pf
-from pixelfast import schedule as S
+from pixelfast import causality as C
+from pixelfast import readiness as R
 
 SEED = 7
 every_idiom = pytest.mark.parametrize("name", IDIOMS)
@@ -147,7 +148,7 @@ def dependence(name: str, broken: str | None) -> np.ndarray:
     return largest.numpy()
 
 
-def leak(name: str, broken: str | None, order: S.Order) -> float:
+def leak(name: str, broken: str | None, order: R.Order) -> float:
     """The largest change of a sub-pixel's log probabilities by one that is not drawn before it."""
     steps = order.steps.reshape(-1)
     return float(dependence(name, broken)[steps[None] >= steps[:, None]].max(initial=0))
@@ -156,25 +157,25 @@ def leak(name: str, broken: str | None, order: S.Order) -> float:
 @pytest.mark.parametrize("name", IDIOMS)
 def test_sound_modules_do_not_leak(name):
     idiom = IDIOMS[name]
-    assert leak(name, None, S.raster(idiom.shape)) < 1e-12
+    assert leak(name, None, R.raster(idiom.shape)) < 1e-12
     assert dependence(name, None).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", IDIOMS)
 def test_the_wavefront_is_no_flatter_than_it_may_be(name):
     idiom = IDIOMS[name]
-    assert leak(name, None, S.wavefront(idiom.shape, idiom.skew)) < 1e-12
-    assert leak(name, None, S.wavefront(idiom.shape, idiom.skew - 1)) > 1e-6
+    assert leak(name, None, R.wavefront(idiom.shape, idiom.skew)) < 1e-12
+    assert leak(name, None, R.wavefront(idiom.shape, idiom.skew - 1)) > 1e-6
 
 
 @every_idiom
 def test_the_wavefront_is_found(name):
-    assert S.find_skew(case_of(name).plan) == IDIOMS[name].skew
+    assert C.find_skew(case_of(name).plan) == IDIOMS[name].skew
 
 
 @pytest.mark.parametrize(("name", "broken"), [(n, b) for n, idiom in IDIOMS.items() for b in idiom.broken])
 def test_broken_modules_leak(name, broken):
-    assert leak(name, broken, S.raster(IDIOMS[name].shape)) > 1e-6
+    assert leak(name, broken, R.raster(IDIOMS[name].shape)) > 1e-6
 
 
 @every_break

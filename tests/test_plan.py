@@ -17,6 +17,7 @@ from zoo import SPECS, Case, Spec, case_of, logits_of, loud, recompile
 import pixelfast as pf
 from pixelfast import passes
 from pixelfast import plan as P
+from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
@@ -29,8 +30,8 @@ def get(case_: Fixed | Spec) -> Case:
     return fixed(case_) if isinstance(case_, Fixed) else case_of(case_)
 
 
-def fuse(plan: P.Plan, order: S.Order) -> P.Plan:
-    return passes.fuse(plan, S.lateness(plan, order))
+def fuse(plan: P.Plan, order: R.Order) -> P.Plan:
+    return passes.fuse(plan, R.lateness(plan, order))
 
 
 def ops_of(plan: P.Plan, where: str) -> list[P.Op]:
@@ -62,7 +63,7 @@ def test_splitting_keeps_the_logits_and_pruning_their_bits(which):
     images = torch.randint(0, module.levels, (2, *shape), generator=torch.Generator().manual_seed(1))
     found = []
     for plan in (passes.split(lowered.plan), case.plan):
-        sampler.schedule = S.schedule(plan, S.known(shape))
+        sampler.schedule = S.schedule(plan, R.known(shape))
         found.append(logits_of(sampler, images))
     exact = copy.deepcopy(module).double()(images).detach().permute(0, 2, 3, 4, 1)
     np.testing.assert_allclose(found[0], exact.numpy(), rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ from zoo import ORDERS, SPECS, Case, Spec, case_of, pyramid
 
 from pixelfast import plan as P
 from pixelfast import program
+from pixelfast import readiness as R
 from pixelfast import schedule as S
 
 every_network = pytest.mark.parametrize("case_", [*FIXED, *SPECS, "pyramid"], ids=str)
@@ -26,7 +27,7 @@ def get(case_: Fixed | Spec | str) -> Case:
 
 
 def schedule_of(case: Case, order: str) -> S.Schedule:
-    return S.schedule(case.plan, S.known(case.shape)) if order == "known" else case.sampler(order).schedule
+    return S.schedule(case.plan, R.known(case.shape)) if order == "known" else case.sampler(order).schedule
 
 
 # --- memory -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from zoo import ISAS, recompile
 import pixelfast as pf
 from pixelfast import passes
 from pixelfast import plan as P
+from pixelfast import readiness as R
 from pixelfast import schedule as S
 
 LEVELS, WIDTH = 3, 5
@@ -132,8 +133,8 @@ def test_every_rung(name, isa):
 def test_an_element_runs_after_the_one_before_it(name):
     """Also where all pixels are known, and everything belongs to one step."""
     plan = compiled(name)._plan
-    for order in (S.raster(SHAPE), S.known(SHAPE)):
-        fused = passes.fuse(plan, S.lateness(plan, order))
+    for order in (R.raster(SHAPE), R.known(SHAPE)):
+        fused = passes.fuse(plan, R.lateness(plan, order))
         fused.verify()
         schedule = S.schedule(fused, order)
         launched = {}
@@ -240,17 +241,17 @@ def test_loops_are_found():
 @pytest.mark.parametrize("offset", [(0, -1), (-1, 0), (-1, 1), (-2, -1)], ids=str)
 def test_readiness_goes_round_a_loop(offset):
     plan = loop(offset)
-    ready = S._Dependence(plan).readiness(S.raster((1, 3, 4)))[1]
+    ready = R.Dependence(plan).readiness(R.raster((1, 3, 4)))[1]
     want = np.zeros((3, 4), int)
     for y, x in np.ndindex(3, 4):
         v, u = y + offset[0], x + offset[1]
         own = want[v, u] if v >= 0 and 0 <= u < 4 else 0
         want[y, x] = max(own, y * 4 + x if x else 0)
     assert np.array_equal(ready, want)
-    S.schedule(plan, S.raster((1, 3, 4)))
+    S.schedule(plan, R.raster((1, 3, 4)))
 
 
 @pytest.mark.parametrize("offset", [(0, 0)], ids=str)
 def test_a_loop_that_never_starts_is_refused(offset):
     with pytest.raises(AssertionError, match="reads what it has yet to write"):
-        S._times(S._Dependence(loop(offset)), [np.zeros((3, 4), int)] * 3)
+        S._times(R.Dependence(loop(offset)), [np.zeros((3, 4), int)] * 3)

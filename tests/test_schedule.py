@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from zoo import ORDERS, SPECS, Case, Spec, case_of, dependence, pyramid
 
 import pixelfast as pf
+from pixelfast import causality as C
 from pixelfast import links
+from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.models import gated_pixelcnn
 from pixelfast.models.base import MaskedConv2d, colour_mask
@@ -55,10 +57,10 @@ def test_a_distribution_is_ready_when_the_last_pixel_that_it_depends_on_is(case_
 def test_the_skew_is_the_smallest(case_):
     case, seen = get(case_), seen_by(case_)
     for skew in range(1, case.shape[2] + 1):
-        steps = S.wavefront(case.shape, skew).steps.reshape(-1)
+        steps = R.wavefront(case.shape, skew).steps.reshape(-1)
         if not (seen & (steps[None] >= steps[:, None])).any():
             break
-    assert S.find_skew(case.plan) == skew
+    assert C.find_skew(case.plan) == skew
 
 
 def test_a_first_layer_of_seven_gives_skew_four():
@@ -78,10 +80,10 @@ def test_a_first_layer_of_seven_gives_skew_four():
 
 
 def test_orders():
-    assert S.raster((2, 2, 3)).steps[:, 1, 2].tolist() == [10, 11]
-    assert S.wavefront((2, 2, 3), 2).steps[:, 1, 2].tolist() == [8, 9]
-    assert S.wavefront((1, 5, 7), 3).count == 7 + 3 * 4
-    assert (S.known((1, 2, 2)).steps == -1).all()
+    assert R.raster((2, 2, 3)).steps[:, 1, 2].tolist() == [10, 11]
+    assert R.wavefront((2, 2, 3), 2).steps[:, 1, 2].tolist() == [8, 9]
+    assert R.wavefront((1, 5, 7), 3).count == 7 + 3 * 4
+    assert (R.known((1, 2, 2)).steps == -1).all()
 
 
 @given(
@@ -155,10 +157,10 @@ def test_a_forgotten_shift_is_found_in_its_layer(monkeypatch, layer):
 
 def test_a_smaller_skew_is_refused():
     case = case_of(SPECS[0])
-    skew = S.find_skew(case.plan)
+    skew = C.find_skew(case.plan)
     assert skew > 1
     with pytest.raises(pf.CausalityError, match="the model is not causal"):
-        S.schedule(case.plan, S.wavefront(case.shape, skew - 1))
+        S.schedule(case.plan, R.wavefront(case.shape, skew - 1))
 
 
 # --- steps ------------------------------------------------------------------------------------------------
@@ -182,8 +184,8 @@ def test_lazy_steps_are_in_time_and_as_few_as_can_be(intervals):
 
 
 def test_what_is_never_due_never_runs():
-    steps = S._lazy_steps(np.array([[0, 3]], np.int32), np.array([[5, S.NEVER]], np.int32))
-    assert steps.tolist() == [[5, S.NEVER]]
+    steps = S._lazy_steps(np.array([[0, 3]], np.int32), np.array([[5, R.NEVER]], np.int32))
+    assert steps.tolist() == [[5, R.NEVER]]
 
 
 def launches_of(schedule: S.Schedule, where: str) -> list[tuple[int, np.ndarray]]:
@@ -295,16 +297,16 @@ def damaged(schedule: S.Schedule, name: str, y: int, x: int, step: int) -> S.Sch
     [
         ("first", -1, "first"),  # before it is ready
         ("mix", 1, "relu_3"),  # after what reads it
-        ("mix", S.NEVER, "relu_3"),  # not at all
+        ("mix", R.NEVER, "relu_3"),  # not at all
         ("head.0", 1, None),  # at another pixel's turn
     ],
 )
 def test_verify_finds_damage(name, change, match):
-    schedule = S.schedule(case_of(SPECS[0]).plan, S.raster(SPECS[0].shape))
+    schedule = S.schedule(case_of(SPECS[0]).plan, R.raster(SPECS[0].shape))
     schedule.verify()
     i = next(i for i, op in enumerate(schedule.plan.ops) if schedule.plan.name_of(op) == name)
     now = int(schedule.ready[i][2, 3]) if change < 0 else int(schedule.steps[i][2, 3])
-    step = S.NEVER if change == S.NEVER else now + change
+    step = R.NEVER if change == R.NEVER else now + change
     with pytest.raises(AssertionError, match=match):
         damaged(schedule, name, 2, 3, step).verify()
 

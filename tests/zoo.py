@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 import pixelfast as pf
 from pixelfast import _cpu, passes, reference
+from pixelfast import causality as C
+from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
@@ -81,10 +83,10 @@ class Case:
             self._samplers[key] = recompile(self._captured, self._schedule(order), backend=backend, isa=isa)
         return self._samplers[key]
 
-    def order(self, name: str) -> S.Order:
+    def order(self, name: str) -> R.Order:
         if name == "raster":
-            return S.raster(self.shape)
-        return S.wavefront(self.shape, S.find_skew(self.plan))
+            return R.raster(self.shape)
+        return R.wavefront(self.shape, C.find_skew(self.plan))
 
     def _schedule(self, order: str) -> S.Schedule:
         if order not in self._schedules:
@@ -127,7 +129,7 @@ def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
     plan = passes.prune(passes.split(lowered.plan))
     return pf.Sampler(
         plan,
-        _schedule(plan, S.known(shape)),
+        _schedule(plan, R.known(shape)),
         captured=captured,
         head=module.head,
         conditions=lowered.conditions,

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .. import causality as C
+from .. import readiness as R
 from .. import receptive
-from .. import schedule as S
 from ..capture import CaptureError
 from ..conditions import Conditions
 from ..heads import Head, LogisticMixture
@@ -122,13 +123,13 @@ def first_leak(
     conditions: Conditions | None = None,
     output: Pick | None = None,
     seconds: float = 20.0,
-) -> S.Leak | None:
+) -> C.Leak | None:
     """Only the first leak: None where the model is causal. Arguments as for `audit`."""
     with torch.random.fork_rng(devices=[]):
         prepared, _ = _prepared(module, shape, head, to_input, conditions, output)
         planned, _ = _planned(prepared)
         if planned is not None:
-            return S.find_leak(planned.plan, S.raster(prepared.shape))
+            return C.find_leak(planned.plan, R.raster(prepared.shape))
         how = manner(prepared)
         effects = measure(prepared, how, pixel=target(prepared.shape), seconds=seconds)
         return _located(prepared, how, effects.leak())
@@ -188,9 +189,9 @@ def _short(error: Exception) -> str:
 class _Dependence:
     """The part of an `Audit` that tells what depends on what."""
 
-    leak: S.Leak | None
-    spatial_leak: S.Leak | None
-    colour_leak: S.Leak | None
+    leak: C.Leak | None
+    spatial_leak: C.Leak | None
+    colour_leak: C.Leak | None
     colours: tuple[tuple[int, ...], ...]
     field: Field
     measured: Measured
@@ -213,8 +214,8 @@ def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, second
             _measured(effects),
         )
     plan = planned.plan
-    when = S.raster(shape)
-    leak = S.find_leak(plan, when)
+    when = R.raster(shape)
+    leak = C.find_leak(plan, when)
     spatial = leak and _spatial(plan, when)
     field = receptive.receptive_field(plan, pixel)
     return _Dependence(
@@ -227,20 +228,20 @@ def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, second
     )
 
 
-def _located(prepared: Prepared, how: Manner, leak: S.Leak | None) -> S.Leak | None:
+def _located(prepared: Prepared, how: Manner, leak: C.Leak | None) -> C.Leak | None:
     try:
         return leak and suspect(prepared, how, leak)
     except Exception:  # only a hint is lost
         return leak
 
 
-def _spatial(plan: Plan, order: S.Order) -> S.Leak | None:
+def _spatial(plan: Plan, order: R.Order) -> C.Leak | None:
     """The first leak to another pixel, or to the pixel itself where it has one colour."""
     colours = plan.shape[0]
-    return S.find_leak(plan, order, (order.steps // colours + 1) * colours if colours > 1 else order.steps)
+    return C.find_leak(plan, order, (order.steps // colours + 1) * colours if colours > 1 else order.steps)
 
 
-def _colour(plan: Plan, pixel: tuple[int, int]) -> S.Leak | None:
+def _colour(plan: Plan, pixel: tuple[int, int]) -> C.Leak | None:
     """A leak inside a pixel, of a model that leaks from later pixels too: of what pixel's, no module is known."""
     colours = range(plan.shape[0])
     if len(colours) == 1:
@@ -248,7 +249,7 @@ def _colour(plan: Plan, pixel: tuple[int, int]) -> S.Leak | None:
     for c, seen in enumerate(receptive.seen_by(plan, [(c, *pixel) for c in colours])):
         late = [on for on in colours if on >= c and seen[on, *pixel]]
         if late:
-            return S.Leak((c, *pixel), (late[0], *pixel), ())
+            return C.Leak((c, *pixel), (late[0], *pixel), ())
     return None
 
 
@@ -285,5 +286,5 @@ def _measured(effects: Effects, plan: Plan | None = None) -> Measured:
 
 
 def _steps(plan: Plan) -> Steps:
-    skew = S.find_skew(plan)
-    return Steps(skew, S.wavefront(plan.shape, skew).count, S.raster(plan.shape).count)
+    skew = C.find_skew(plan)
+    return Steps(skew, R.wavefront(plan.shape, skew).count, R.raster(plan.shape).count)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..capture import inference_copy, inner_path, resize_caches, unvalidated
+from ..causality import Leak
 from ..heads import Bernoulli, Custom, Head, LogisticMixture
 from ..inputs import Fed
 from ..prepare import Prepared
-from ..schedule import Leak, raster
+from ..readiness import raster
 
 kChanges = 24  # sub-pixels that are changed one at a time
 kImages = 2  # random images in each of which they are

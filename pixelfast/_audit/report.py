@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..schedule import Leak
+from ..causality import Leak
 from .results import Audit, Size
 
 kWidth = 110  # of a line

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..schedule import Leak
+from ..causality import Leak
 
 if TYPE_CHECKING:
     from PIL import Image
