@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .capture import BATCH, Conditioner
-from .lower import Condition
 from .program import Program
+from .values import Condition
 
 Conditions = Mapping[str, torch.dtype | Tensor]
 

@@ -1,13 +1,6 @@
 """Lower: a captured graph of ATen ops to a Plan. One small function per ATen op, in `pixelfast.rules`.
 
-While lowering, a tensor of the image's path is one of
-
-    Table  a function of the level of one colour of one pixel, evaluated on all levels by PyTorch itself
-    View   channels of maps, seen through a shift and a window: any slicing, padding, splitting, concatenating
-           and transposing is arithmetic on a View, and yields no op
-    Given  a tensor that depends on the conditions but not on the image
-    Scores of attention, between the product that makes them and the one that takes them
-    folded tensors and Python numbers
+While lowering, a tensor of the image's path is one of the values of `pixelfast.values`.
 
 To support another op, write a function from arguments to one of these and register it with `@lowers`.
 """
@@ -28,101 +21,13 @@ from . import plan as P
 from .capture import BATCH, Captured, where
 from .heads import Head
 from .outputs import identities
+from .values import Condition, Given, Scores, Table, View, one_image, visible
 
 aten = torch.ops.aten
 
 
 class LoweringError(ValueError):
     """The model uses an operation, or a form of one, that cannot be planned."""
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """`values`: float32 or integer (levels, C, 1, 1, ...): entry [l, c] where colour c of the pixel has level l.
-
-    `colours`: which the second axis are, all by default.
-    `moves`: how the tensor came to be of another layout than (n, C, height, width, ...): reshapes, permutations, slices
-    and paddings of the first four axes. Integers may be padded before they are looked up: the value that they are
-    padded with has a row of its own in `values`, after those of the levels.
-    """
-
-    values: Tensor
-    height: int
-    width: int
-    moves: tuple[tuple[Any, ...], ...] = ()
-    colours: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """Element (n, c..., y, x) is channel refs[c...] of its map at (y + shift[0], x + shift[1]), or zero outside.
-
-    `axes` names the axes of the tensor: one "n", one "y", one "x", and the axes of `refs` in order, each a "c". A
-    sequence, whose map has one row, has no "y"; whole images as vectors, whose maps have one position, have neither.
-    "b" is the batch merged with an axis of `refs`, "r" with "x", "s" "x" with the batch.
-    `window` is the part of the map that may be seen, as (y0, y1, x0, x1), in the map's positions.
-    """
-
-    axes: str
-    refs: np.ndarray
-    height: int
-    width: int
-    shift: tuple[int, int]
-    window: tuple[int, int, int, int]
-
-    @property
-    def shape(self) -> tuple[int | None, ...]:
-        sizes = iter(self.refs.shape)
-        rows = BATCH * self.width
-        known = {"n": None, "y": self.height, "x": self.width, "r": rows, "s": rows}
-        of_refs = {"c": 1, "b": BATCH}
-        return tuple(of_refs[a] * next(sizes) if a in of_refs else known[a] for a in self.axes)
-
-    def axis(self, dim: int) -> int:
-        return dim % len(self.axes)
-
-    def ref_axis(self, dim: int) -> int:
-        """The axis of `refs` that axis `dim` of the tensor is."""
-        return sum(a in "cb" for a in self.axes[: self.axis(dim)])
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Of attention, for each head, query position q and key position k: (query . key) * scale + bias; or, once
-    `weights` is there, the softmax of that over k, times `weights`.
-
-    `axes` names the axes of the tensor, of "ncbqk". `query` and `key` are Views of axes "ncxc": heads, positions and
-    channels. The arrays are float32 and have an axis for each of the tensor's but for the batch's, "b" being the heads.
-    """
-
-    query: View
-    key: View
-    axes: str
-    scale: np.ndarray
-    bias: np.ndarray
-    weights: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    node: fx.Node
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Where a ConditionOp's values come from: a node's value, of axes as a View's, as (h, w, channels)."""
-
-    node: fx.Node
-    axes: str
-
-    def arrange(self, value: Tensor) -> np.ndarray:
-        """value: of a batch of equal conditions, of which the first is taken. Returns float32 (h, w, channels)."""
-        array, axes = one_image(value.detach().to(torch.float32).cpu().numpy(), self.axes)
-        positions = [axes.index(a) for a in "yx" if a in axes]
-        channels = [i for i, a in enumerate(axes) if a == "c"]
-        height, width = (array.shape[axes.index(a)] if a in axes else 1 for a in "yx")
-        return array.transpose([*positions, *channels]).reshape(height, width, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +113,8 @@ class Lowering:
 
     def view(self, value: Any) -> View:
         """A value of the image's path as a View; tables become maps."""
+        from . import rules
+
         if isinstance(value, View):
             return value
         if not isinstance(value, Table):
@@ -227,27 +134,9 @@ class Lowering:
                 self.build.add(P.InputOp(index, colour, np.ascontiguousarray(table)))
                 refs.append(self.build.refs(index).reshape(dims))
             view = View("ncyx" + "c" * len(dims), np.stack(refs), h, w, (0, 0), (0, h, 0, w))
-            view = self._moved(view, value, dims)
+            view = rules.layout.moved(self, view, value, dims)
             self._views[id(value)] = (value, view)  # the value is kept, so that its id stays its own
         return self._views[id(value)][1]
-
-    def _moved(self, view: View, table: Table, dims: tuple[int, ...]) -> View:
-        """The view of a table after its moves, which leave its last axes, of sizes `dims`, alone."""
-        from . import rules
-
-        for kind, *args in table.moves:
-            if kind == "reshape":
-                old, new = args
-                view = self.view(rules.reshape.reshape(self, view, (*old, *dims), (*new, *dims)))
-            elif kind == "permute":
-                (order,) = args
-                view = rules.layout._permute(self, view, [*order, *range(len(order), len(order) + len(dims))])
-            elif kind == "slice":
-                view = self.view(rules.layout._slice(self, view, *args))
-            else:
-                pads, row = args
-                view = rules.layout.padded(self, view, [*[0, 0] * len(dims), *pads], table.values[row, 0])
-        return view
 
     def is_computed(self, view: View) -> bool:
         """Whether what a view shows is written position by position."""
@@ -422,40 +311,6 @@ class Lowering:
         out = self.new_map(math.prod(dims), like.height, like.width)
         self.build.add(P.MapOp(out, tuple(code), where(self.node)))
         return self.whole(out, like.axes, dims)
-
-
-def named(view: View, axes: str) -> View | None:
-    """The same tensor with its axes named otherwise; None if that differs in more than axes of size 1."""
-    shape = view.shape
-    if len(axes) != len(shape):
-        return None
-    of_size = [[a for a, s in zip(letters, shape, strict=True) if s != 1] for letters in (axes, view.axes)]
-    if of_size[0] != of_size[1] or "b" in axes:
-        return None
-    dims = [s or 1 for a, s in zip(axes, shape, strict=True) if a == "c"]
-    return replace(view, axes=axes, refs=view.refs.reshape(dims))
-
-
-def one_image(array: np.ndarray, axes: str, image: int = 0) -> tuple[np.ndarray, str]:
-    """One image of a batch: its values and axes, where "b" is "c", and "r" and "s" are "x"."""
-    for letter, left in (("n", ""), ("b", "c"), ("r", "x"), ("s", "x")):
-        at = axes.find(letter)
-        if at < 0:
-            continue
-        images = BATCH if array.shape[at] > 1 else 1
-        split = (-1, images) if letter == "s" else (images, -1)
-        parts = array.reshape(*array.shape[:at], *split, *array.shape[at + 1 :])
-        parts = parts.swapaxes(at, at + 1) if letter == "s" else parts
-        array, axes = parts.take(min(image, images - 1), at), axes.replace(letter, left)
-        array = array if left else array.squeeze(at)
-    return array, axes
-
-
-def visible(view: View) -> tuple[int, int, int, int]:
-    """The window, cut to what lies inside the view, in the map's positions."""
-    sy, sx = view.shift
-    y0, y1, x0, x1 = view.window
-    return max(y0, sy), min(y1, sy + view.height), max(x0, sx), min(x1, sx + view.width)
 
 
 def _tabulate(ctx: Lowering, node: fx.Node, args: Sequence[Any]) -> Table | None:

@@ -16,8 +16,9 @@ from .capture import Captured, capture
 from .conditions import Conditions, examples_of
 from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 from .inputs import Fed
-from .lower import Condition, lower
+from .lower import lower
 from .outputs import Pick, Read, settle
+from .values import Condition
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,12 +28,12 @@ from .causality import check_causal, find_skew
 from .conditions import Conditions, evaluate, gather, varied
 from .explain import Explanation, explain
 from .heads import Head
-from .lower import Condition
 from .outputs import Pick
 from .prepare import Planned, Prepared, check_shape, make_plan, prepare
 from .program import C, Program, assemble
 from .runtime import available_nbytes, load
 from .runtime import check as check_backend
+from .values import Condition
 
 ORDERS = ("auto", "raster", "wavefront")
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Given, Lowering, Scores, Table, View, lowers
+from ..lower import Lowering, lowers
+from ..values import Given, Scores, Table, View
 from .conditions import as_map, factors, same_axes
 from .products import _linear, contract
 from .reshape import match

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..lower import Given, Lowering, Table, View, one_image
+from ..lower import Lowering
+from ..values import Given, Table, View, one_image
 
 
 def as_map(ctx: Lowering, value: Given, axes: str) -> View:

@@ -12,7 +12,8 @@ import torch
 from .. import plan as P
 from ..capture import where
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
-from ..lower import Lowering, Table, View
+from ..lower import Lowering
+from ..values import Table, View
 from .reshape import alike
 
 

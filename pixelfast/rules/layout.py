@@ -14,7 +14,8 @@ import torch
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, Table, View, lowers, visible
+from ..lower import Lowering, lowers
+from ..values import Table, View, visible
 from .conditions import same_axes
 from .reshape import _view, alike, of_rank, on_grid, reshape
 
@@ -345,6 +346,23 @@ def padded(ctx: Lowering, a: Any, pads: Sequence[int], values: torch.Tensor) -> 
     inside = [s if i >= len(inside) - len(pads) // 2 else 1 for i, s in enumerate(inside)]
     around = torch.nn.functional.pad(torch.zeros(inside), list(pads), value=1.0)
     return ctx.pointwise([v, around * values.float()], ("add", 0, 1)) if values.any() else v
+
+
+def moved(ctx: Lowering, view: View, table: Table, dims: tuple[int, ...]) -> View:
+    """The view of a table after its moves, which leave its last axes, of sizes `dims`, alone."""
+    for kind, *args in table.moves:
+        if kind == "reshape":
+            old, new = args
+            view = ctx.view(reshape(ctx, view, (*old, *dims), (*new, *dims)))
+        elif kind == "permute":
+            (order,) = args
+            view = _permute(ctx, view, [*order, *range(len(order), len(order) + len(dims))])
+        elif kind == "slice":
+            view = ctx.view(_slice(ctx, view, *args))
+        else:
+            pads, row = args
+            view = padded(ctx, view, [*[0, 0] * len(dims), *pads], table.values[row, 0])
+    return view
 
 
 @lowers(aten.pad.default, aten.constant_pad_nd.default)

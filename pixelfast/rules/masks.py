@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .. import plan as P
-from ..lower import Given, Lowering, Table, View, lowers, visible
+from ..lower import Lowering, lowers
+from ..values import Given, Table, View, visible
 from .rounding import HUGE, truncated
 
 aten = torch.ops.aten

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lower import Lowering, View, lowers
+from ..lower import Lowering, lowers
+from ..values import View
 from .reductions import centred, channel_axes, mean
 
 aten = torch.ops.aten

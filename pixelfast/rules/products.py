@@ -1,4 +1,4 @@
-"""Rules for convolutions, linear layers, and what stands in their place at the input: embeddings."""
+"""Rules for linear layers, and what stands in their place at the input: embeddings."""
 
 from __future__ import annotations
 
@@ -12,147 +12,20 @@ from torch import Tensor
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, Table, View, lowers
-from .reshape import alike, gathered
+from ..lower import Lowering, lowers
+from ..values import Table, View
+from .reshape import gathered
 
 aten = torch.ops.aten
 
 
-@lowers(aten.conv2d.default, aten.conv2d.padding)
-def _conv2d(
-    ctx: Lowering,
-    a: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Any = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    groups: int = 1,
-) -> View:
-    v = ctx.view(a)
-    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+def floats(tensor: Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.detach().to(torch.float32).numpy()
+
+
+def require_constants(ctx: Lowering, weight: Any, bias: Any) -> None:
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
         raise ctx.fail("the weights depend on the image or on a condition")
-    if v.axes == "ncxy":
-        turned = [x if isinstance(x, str) else _pair(x)[::-1] for x in (stride, padding, dilation)]
-        out = _conv2d(ctx, replace(v, axes="ncyx"), weight.mT, bias, *turned, groups)
-        return replace(out, axes="ncxy")
-    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
-    if v.axes != "ncyx":
-        raise ctx.fail(f"a convolution over axes {v.axes}; supported are ncyx and ncxy")
-    w = _dense(weight.detach().to(torch.float32).numpy(), groups)
-    outs, _, rows, columns = w.shape
-    (sy, sx), (dy, dx) = _pair(stride), _pair(dilation)
-    if padding == "same":
-        top, left = dy * (rows - 1) // 2, dx * (columns - 1) // 2
-        height, width = v.height, v.width
-    else:
-        top, left = (0, 0) if padding == "valid" else _pair(padding)
-        height = (v.height + 2 * top - dy * (rows - 1) - 1) // sy + 1
-        width = (v.width + 2 * left - dx * (columns - 1) - 1) // sx + 1
-    box = (
-        -top,
-        (height - 1) * sy + dy * (rows - 1) - top + 1,
-        -left,
-        (width - 1) * sx + dx * (columns - 1) - left + 1,
-    )
-    v = ctx.clean(v, box)
-    taps, matrices = [], []
-    for i in range(rows):
-        for j in range(columns):
-            if w[:, :, i, j].any():
-                taps.append((i * dy - top + v.shift[0], j * dx - left + v.shift[1]))
-                matrices.append(w[:, :, i, j].T)
-    kept = v.refs != P.ZERO
-    stacked = np.stack(matrices) if matrices else np.zeros((0, len(v.refs), outs), np.float32)
-    out = ctx.new_map(outs, height, width)
-    ctx.build.add(
-        P.ConvOp(
-            out,
-            v.refs[kept],
-            tuple(taps),
-            np.ascontiguousarray(stacked[:, kept]),
-            None if bias is None else bias.detach().to(torch.float32).numpy(),
-            (sy, sx),
-            where=where(ctx.node),
-        )
-    )
-    return ctx.whole(out, "ncyx", [outs])
-
-
-@lowers(aten.conv_transpose2d.input)
-def _conv_transpose2d(
-    ctx: Lowering,
-    a: Any,
-    weight: Any,
-    bias: Any = None,
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    output_padding: Sequence[int] = (0, 0),
-    groups: int = 1,
-    dilation: Sequence[int] = (1, 1),
-) -> View:
-    """Output Y reads input y through kernel row i where Y = stride*y - padding + dilation*i: each phase of Y modulo the
-    stride is a convolution of its own."""
-    v = ctx.view(a)
-    if v.axes != "ncyx" or not isinstance(weight, Tensor):
-        raise ctx.fail(f"a transposed convolution over axes {v.axes}; supported is ncyx")
-    w = _dense(weight.detach().to(torch.float32).numpy().swapaxes(0, 1), groups, transposed=True)
-    w = w.swapaxes(0, 1)  # (in, out, rows, columns)
-    outs = w.shape[1]
-    b = None if bias is None else bias.detach().to(torch.float32).numpy()
-    (sy, sx), (py, px), (dy, dx) = _pair(stride), _pair(padding), _pair(dilation)
-    (ey, ex) = _pair(output_padding)
-    height = (v.height - 1) * sy - 2 * py + dy * (w.shape[2] - 1) + ey + 1
-    width = (v.width - 1) * sx - 2 * px + dx * (w.shape[3] - 1) + ex + 1
-    reach = (w.shape[2] * dy + py, w.shape[3] * dx + px)
-    v = ctx.clean(v, (-reach[0], v.height + reach[0], -reach[1], v.width + reach[1]))
-    kept = v.refs != P.ZERO
-    out = ctx.new_map(outs, height, width)
-    for phase_y in range(min(sy, height)):
-        for phase_x in range(min(sx, width)):
-            taps = sorted(
-                ((phase_y + py - i * dy) // sy + v.shift[0], (phase_x + px - j * dx) // sx + v.shift[1], i, j)
-                for i in range(w.shape[2])
-                for j in range(w.shape[3])
-                if (phase_y + py - i * dy) % sy == 0
-                and (phase_x + px - j * dx) % sx == 0
-                and w[:, :, i, j].any()
-            )
-            matrices = [w[kept, :, i, j] for _, _, i, j in taps]
-            stacked = np.stack(matrices) if taps else np.zeros((0, int(kept.sum()), outs), np.float32)
-            offsets = tuple((y, x) for y, x, _, _ in taps)
-            phase = (phase_y, phase_x, sy, sx)
-            ctx.build.add(
-                P.ConvOp(
-                    out,
-                    v.refs[kept],
-                    offsets,
-                    np.ascontiguousarray(stacked),
-                    b,
-                    phase=phase,
-                    where=where(ctx.node),
-                )
-            )
-    return ctx.whole(out, "ncyx", [outs])
-
-
-def _dense(w: np.ndarray, groups: int, *, transposed: bool = False) -> np.ndarray:
-    """Weights (out, in, ...) of groups, which share outputs if transposed, as one product; zeros keep groups apart."""
-    if groups == 1:
-        return w
-    outs, ins = w.shape[:2]
-    shape = (outs * groups, ins) if transposed else (outs, ins * groups)
-    dense = np.zeros((*shape, *w.shape[2:]), np.float32)
-    for g in range(groups):
-        o, i = (slice(g * n // groups, (g + 1) * n // groups) for n in shape)
-        dense[o, i] = w[:, i] if transposed else w[o]
-    return dense
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
 
 
 @lowers(aten.embedding.default)
@@ -181,8 +54,7 @@ def _one_hot(ctx: Lowering, a: Any, classes: int = -1) -> Table:
 @lowers(aten.linear.default)
 def _linear(ctx: Lowering, a: Any, weight: Any, bias: Any = None) -> View:
     """A product over the last axis."""
-    if not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
-        raise ctx.fail("the weights depend on the image or on a condition")
+    require_constants(ctx, weight, bias)
     v = ctx.view(a)
     return contract(ctx, v, len(v.axes) - 1, weight, bias)
 
@@ -202,8 +74,7 @@ def contract(ctx: Lowering, v: View, dim: int, weight: Tensor, bias: Tensor | No
         )
     v = ctx.clean(v, (0, v.height, 0, v.width))
     axis = v.ref_axis(dim)
-    w = weight.detach().to(torch.float32).numpy()
-    b = None if bias is None else bias.detach().to(torch.float32).numpy()
+    w, b = weight.detach().to(torch.float32).numpy(), floats(bias)
     inputs = np.moveaxis(v.refs, axis, -1)
     try:
         matrices = np.broadcast_to(w, (*inputs.shape[:-1], *w.shape[-2:]))

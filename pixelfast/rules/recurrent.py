@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, View, lowers
+from ..lower import Lowering, lowers
+from ..values import View
 from .products import _linear
 
 aten = torch.ops.aten

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..lower import Lowering, View, lowers
+from ..lower import Lowering, lowers
+from ..values import View
 from .functions import power
 from .masks import truth
 from .products import contract

@@ -11,10 +11,11 @@ import torch
 
 from .. import plan as P
 from ..capture import where
-from ..lower import Lowering, View, lowers
+from ..lower import Lowering, lowers
+from ..values import View
+from .convolutions import conv2d, on_grid_of, pair
 from .layout import _crop, _pad, aligned, every
-from .products import _conv2d, _pair
-from .reshape import _view, alike, on_grid
+from .reshape import _view, on_grid
 
 aten = torch.ops.aten
 
@@ -42,23 +43,19 @@ def dealt(ctx: Lowering, v: View, rows: int, columns: int) -> list[View]:
     for i in range(rows):
         for j in range(columns):
             part = _crop(_crop(v, "y", i, v.height - i), "x", j, v.width - j)
-            for axis, step in (("y", rows), ("x", columns)):
-                part = every(ctx, part, axis, step) if step > 1 else part
-            found.append(part)
+            found.append(_strided(ctx, part, rows, columns))
     return found
 
 
-def _grid(ctx: Lowering, a: Any, what: str) -> View:
-    v = ctx.view(a)
-    v = alike(ctx, v, "ncyx") if len(v.axes) == 4 else v
-    if v.axes != "ncyx":
-        raise ctx.fail(f"{what} over axes {v.axes}; supported is ncyx")
+def _strided(ctx: Lowering, v: View, rows: int, columns: int) -> View:
+    for axis, step in (("y", rows), ("x", columns)):
+        v = every(ctx, v, axis, step) if step > 1 else v
     return v
 
 
 @lowers(aten.upsample_nearest2d.vec, aten._upsample_nearest_exact2d.vec)
 def _upsample(ctx: Lowering, a: Any, *_: Any) -> View:
-    v = _grid(ctx, a, "an enlargement")
+    v = on_grid_of(ctx, a, "an enlargement")
     height, width = ctx.shape_of(ctx.node)[-2:]
     if height % v.height or width % v.width:
         raise ctx.fail(
@@ -70,14 +67,14 @@ def _upsample(ctx: Lowering, a: Any, *_: Any) -> View:
 @lowers(aten.pixel_shuffle.default)
 def _pixel_shuffle(ctx: Lowering, a: Any, factor: int) -> View:
     """Channels (c, i, j) to position (i, j) of a block (Shi et al. 2016, equation 4)."""
-    v = _grid(ctx, a, "a shuffle")
+    v = on_grid_of(ctx, a, "a shuffle")
     refs = v.refs.reshape(-1, factor * factor)
     return interleaved(ctx, [replace(v, refs=r) for r in refs.T], factor, factor)
 
 
 @lowers(aten.pixel_unshuffle.default)
 def _pixel_unshuffle(ctx: Lowering, a: Any, factor: int) -> View:
-    parts = dealt(ctx, _grid(ctx, a, "a shuffle"), factor, factor)
+    parts = dealt(ctx, on_grid_of(ctx, a, "a shuffle"), factor, factor)
     refs = np.stack([p.refs for p in parts], axis=1)
     return replace(parts[0], refs=refs.reshape(-1))
 
@@ -89,8 +86,8 @@ def _windows(
     ctx: Lowering, v: View, kernel: Any, stride: Any, padding: Any, dilation: Any, value: float = 0
 ) -> list[View]:
     """For each offset in a window, row by row, what windows have there."""
-    (rows, columns), (py, px), (dy, dx) = _pair(kernel), _pair(padding), _pair(dilation)
-    (sy, sx) = _pair(stride)
+    (rows, columns), (py, px), (dy, dx) = pair(kernel), pair(padding), pair(dilation)
+    (sy, sx) = pair(stride)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in (
         (v.height, py, dy, rows, sy), (v.width, px, dx, columns, sx)
     )]  # fmt: skip
@@ -100,16 +97,14 @@ def _windows(
     for i in range(rows):
         for j in range(columns):
             part = _crop(_crop(v, "y", i * dy, (size[0] - 1) * sy + 1), "x", j * dx, (size[1] - 1) * sx + 1)
-            for axis, step in (("y", sy), ("x", sx)):
-                part = every(ctx, part, axis, step) if step > 1 else part
-            found.append(part)
+            found.append(_strided(ctx, part, sy, sx))
     return found
 
 
 @lowers(aten.im2col.default)
 def _im2col(ctx: Lowering, a: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> View:
     """Windows as channels (c, i, j), positions as a sequence."""
-    parts = aligned(ctx, _windows(ctx, _grid(ctx, a, "windows"), kernel, stride, padding, dilation))
+    parts = aligned(ctx, _windows(ctx, on_grid_of(ctx, a, "windows"), kernel, stride, padding, dilation))
     refs = np.stack([p.refs for p in parts], axis=1).reshape(-1)
     v = replace(parts[0], refs=refs)
     return replace(on_grid(ctx, v, 1, v.height * v.width), axes="ncx")
@@ -118,7 +113,7 @@ def _im2col(ctx: Lowering, a: Any, kernel: Any, dilation: Any, padding: Any, str
 @lowers(aten.col2im.default)
 def _col2im(ctx: Lowering, a: Any, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> View:
     """Of windows of one position: another way to write a reshape."""
-    if any(_pair(x) != _pair(to) for x, to in ((kernel, 1), (padding, 0), (stride, 1))):
+    if any(pair(x) != pair(to) for x, to in ((kernel, 1), (padding, 0), (stride, 1))):
         raise ctx.fail("it adds windows that overlap; supported are those of one position")
     return _view(ctx, a, ctx.shape_of(ctx.node))
 
@@ -141,6 +136,12 @@ def _unfold(ctx: Lowering, a: Any, dim: int, size: int, step: int) -> View:
     return replace(parts[0], axes=v.axes + "c", refs=np.stack([p.refs for p in parts], axis=-1))
 
 
+def _pooled(ctx: Lowering, a: Any, ceil: bool) -> View:
+    if ceil:
+        raise ctx.fail("a pool of windows that leave the grid; supported is ceil_mode=False")
+    return on_grid_of(ctx, a, "a pool")
+
+
 @lowers(aten.avg_pool2d.default)
 def _avg_pool(
     ctx: Lowering,
@@ -153,12 +154,10 @@ def _avg_pool(
     divisor: int | None = None,
 ) -> View:
     """Sums of windows, as a convolution, over how many positions they hold."""
-    v = _grid(ctx, a, "a pool")
-    if ceil:
-        raise ctx.fail("a pool of windows that leave the grid; supported is ceil_mode=False")
-    (rows, columns), channels = _pair(kernel), v.refs.size
+    v = _pooled(ctx, a, ceil)
+    (rows, columns), channels = pair(kernel), v.refs.size
     eye = torch.eye(channels)[:, :, None, None] * torch.ones(rows, columns)
-    total = _conv2d(ctx, v, eye, None, _pair(stride or kernel), _pair(padding))
+    total = conv2d(ctx, v, eye, None, pair(stride or kernel), pair(padding))
     count: Any = float(divisor or rows * columns)
     if not count_padding and not divisor:
         one = torch.ones(1, 1, v.height, v.width)
@@ -176,9 +175,7 @@ def _max_pool(
     dilation: Any = 1,
     ceil: bool = False,
 ) -> View:
-    v = _grid(ctx, a, "a pool")
-    if ceil:
-        raise ctx.fail("a pool of windows that leave the grid; supported is ceil_mode=False")
+    v = _pooled(ctx, a, ceil)
     windows = _windows(ctx, v, kernel, stride or kernel, padding, dilation, -torch.inf)
     lines = [("max", -1 if i > 1 else 0, i) for i in range(1, len(windows))]
     return ctx.pointwise(windows, *lines)

@@ -19,7 +19,8 @@ import torch
 
 from .. import plan as P
 from ..capture import BATCH, where
-from ..lower import Lowering, Table, View, lowers, named
+from ..lower import Lowering, lowers
+from ..values import Table, View, named
 
 aten = torch.ops.aten
 

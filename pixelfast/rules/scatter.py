@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..lower import Given, Lowering, Table, View, lowers
+from ..lower import Lowering, lowers
+from ..values import Given, Table, View
 from .layout import _expand, _slice, _unsqueeze, aligned, as_view, side_by_side, taken
 from .masks import filled
 from .products import _index
