@@ -7,9 +7,10 @@ To support another op, write a function from arguments to one of these and regis
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -369,26 +370,9 @@ def lower(captured: Captured, head: Head) -> Lowered:
         kwargs = fx.map_arg(node.kwargs, lambda n: env[n])
         result = _tabulate(ctx, node, args) if _elementwise(node) else None
         if result is None:
-            of_scores = any(isinstance(a, Scores) for a in (*args, *kwargs.values()))
-            rule = (_RULES_OF_SCORES if of_scores else _RULES).get(node.target)
-            if rule is None and of_scores:
-                raise ctx.fail(
-                    "it is done to the scores of attention; supported there are constants and masks"
-                )
-            if rule is None:
-                names = {str(t).split(".")[1] for t in _RULES if str(t).startswith("aten.")}
-                known = ", ".join(sorted(name for name in names if not name.startswith("_")))
-                raise ctx.fail("there is no rule for it", hint=f"supported are {known}")
-            try:
-                result = rule(ctx, *args, **kwargs)
-            except TypeError as error:
-                raise ctx.fail(f"called with arguments that its rule does not know ({error})") from error
-            except LoweringError:
-                raise
-            except Exception as error:  # of a form that the rule did not foresee
-                raise ctx.fail(f"its rule failed ({type(error).__name__}: {error})") from error
+            result = rules.masks.typed(ctx, _applied(ctx, args, kwargs))
         ctx.check(result, node.meta["val"])
-        env[node] = _typed(ctx, result)
+        env[node] = result
     ctx.node = captured.output
     rules.heads.add_heads(ctx, env[captured.output], head)
     plan = ctx.build.plan(captured.shape, captured.levels)
@@ -396,22 +380,26 @@ def lower(captured: Captured, head: Head) -> Lowered:
     return Lowered(plan, tuple(ctx.conditions))
 
 
-def _typed(ctx: Lowering, result: Any) -> Any:
-    """Feature maps are floats; where PyTorch has integers or truth values, they must be such."""
-    from . import rules
-
-    node, like = ctx.node, ctx.node.meta["val"]
-    if not isinstance(result, View) or not isinstance(like, Tensor) or like.is_floating_point():
-        return result
-    name = str(node.target).split(".")[1].rstrip("_")
-    if name in ("add", "sub", "rsub", "mul", "neg", "pow") and like.dtype not in (torch.int32, torch.int64):
-        if like.dtype != torch.bool:
-            raise ctx.fail(f"arithmetic of {like.dtype}, which wraps; supported are int32, int64 and float32")
-        return ctx.pointwise([result], ("min", 0, 1.0)) if name == "add" else result
-    writes = name == "copy" or name.endswith(("scatter", "index_put", "fill"))
-    given = [a.meta["val"] for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
-    floats = any(value.is_floating_point() for value in given)
-    return rules.masks.converted(ctx, result, like.dtype) if writes and floats else result
+def _applied(ctx: Lowering, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the rule of the node at hand makes of its arguments."""
+    of_scores = any(isinstance(a, Scores) for a in (*args, *kwargs.values()))
+    rule = (_RULES_OF_SCORES if of_scores else _RULES).get(ctx.node.target)
+    if rule is None and of_scores:
+        raise ctx.fail("it is done to the scores of attention; supported there are constants and masks")
+    if rule is None:
+        names = {str(t).split(".")[1] for t in _RULES if str(t).startswith("aten.")}
+        known = ", ".join(sorted(name for name in names if not name.startswith("_")))
+        raise ctx.fail("there is no rule for it", hint=f"supported are {known}")
+    try:
+        inspect.signature(rule).bind(ctx, *args, **kwargs)
+    except TypeError as error:
+        raise ctx.fail(f"called with arguments that its rule does not know ({error})") from error
+    try:
+        return rule(ctx, *args, **kwargs)
+    except LoweringError:
+        raise
+    except Exception as error:  # of a form that the rule did not foresee
+        raise ctx.fail(f"its rule failed ({type(error).__name__}: {error})") from error
 
 
 def _elementwise(node: fx.Node) -> bool:

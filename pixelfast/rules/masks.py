@@ -212,6 +212,27 @@ def _threshold(ctx: Lowering, a: Any, threshold: float, value: float) -> Any:
 # --- types ----------------------------------------------------------------------------------------------------
 
 
+_ARITHMETIC = {aten.add, aten.add_, aten.sub, aten.sub_, aten.rsub, aten.mul, aten.mul_, aten.neg, aten.pow}
+_WRITES = {
+    aten.copy, aten.copy_, aten.fill, aten.masked_fill, aten.masked_fill_, aten.index_put, aten.index_put_,
+    aten.slice_scatter, aten.select_scatter,
+}  # fmt: skip
+
+
+def typed(ctx: Lowering, a: Any) -> Any:
+    """Feature maps are floats: what an op yields is made such as PyTorch's integers and truth values are."""
+    like, op = ctx.node.meta["val"], getattr(ctx.node.target, "overloadpacket", None)
+    if not isinstance(a, View) or not isinstance(like, torch.Tensor) or like.is_floating_point():
+        return a
+    if op in _ARITHMETIC and like.dtype == torch.bool:
+        return ctx.pointwise([a], ("min", 0, 1.0))
+    if op in _ARITHMETIC and like.dtype not in (torch.int32, torch.int64):
+        raise ctx.fail(f"arithmetic of {like.dtype}, which wraps; supported are int32, int64 and float32")
+    operands = (node.meta.get("val") for node in ctx.node.all_input_nodes)
+    floats = any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in operands)
+    return converted(ctx, a, like.dtype) if op in _WRITES and floats else a
+
+
 def converted(ctx: Lowering, a: Any, dtype: torch.dtype | None) -> Any:
     """Integers and truth values are held as floats."""
     if not isinstance(a, View) or dtype in (None, torch.float32):
