@@ -17,12 +17,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import random
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.distributions import Distribution
@@ -177,6 +179,7 @@ def capture(
     shape: tuple[int, int, int],
     levels: int,
     conditions: Mapping[str, Tensor] | None = None,
+    others: Mapping[str, Tensor] | None = None,
     name: str | None = None,
 ) -> Captured:
     """Export `module(images, **conditions)` and sort its nodes.
@@ -184,41 +187,65 @@ def capture(
     **Arguments:**
 
     - `shape`: (C, H, W) of an image; `levels`: the images' values are int64 in [0, levels).
-    - `conditions`: for each further argument of forward, an example (2, ...) of its dtype.
+    - `conditions`: for each further argument of forward, an example (2, ...) of its dtype. `others`: likewise, of which
+        the first entry is the same, to check the graph with.
     - `name`: what messages call the module; its class by default.
 
     Raises `CaptureError` where export fails, or where the exported graph differs from the module on fresh inputs.
     """
-    with _LOCK, torch.random.fork_rng(devices=[]):
-        return _capture(module, shape, levels, dict(conditions or {}), name or type(module).__name__)
+    conditions = dict(conditions or {})
+    generator = torch.Generator().manual_seed(0)
+    images = _example_images(shape, levels, generator)
+    fresh = torch.cat([images[:1], _example_images(shape, levels, generator)[1:]])
+    name = name or type(module).__name__
+    with _LOCK, forked():
+        return _capture(
+            module,
+            _Inputs(shape, levels, images, conditions, name),
+            _Inputs(shape, levels, fresh, conditions if others is None else dict(others), name),
+        )
+
+
+@contextlib.contextmanager
+def forked() -> Iterator[None]:
+    """Leaves the global random generators as they were, PyTorch's, numpy's and Python's."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002, forward may draw from it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 _LOCK = threading.RLock()  # while exporting, switches of the process are set
 
 
-def _capture(
-    module: nn.Module, shape: tuple[int, int, int], levels: int, conditions: dict[str, Tensor], name: str
-) -> Captured:
-    generator = torch.Generator().manual_seed(0)
-    images = _example_images(shape, levels, generator)
-    fresh = torch.cat([images[:1], _example_images(shape, levels, generator)[1:]])
-    inputs = _Inputs(shape, levels, images, conditions, name)
+def _capture(module: nn.Module, inputs: _Inputs, fresh: _Inputs) -> Captured:
+    """`fresh`: whose first image and condition are those of `inputs`."""
     _refuse_scripts(module, inputs.name)
-    frozen = inference_copy(module)
+    try:
+        frozen = inference_copy(module)
+    except Exception as error:
+        raise CaptureError(
+            f"[compile] {inputs.name} cannot be copied: {type(error).__name__}: {error}"
+        ) from error
     with torch.no_grad(), unvalidated():
         output = _first_run(frozen, inputs)
         if not isinstance(output, Tensor):
             kind = type(output).__name__
             raise CaptureError(f"[compile] {inputs.name}.forward must return one tensor, got a {kind}")
         _refuse_infinities(frozen, inputs.name)
-        again = frozen(fresh, **conditions)
+        again = frozen(fresh.images, **fresh.conditions)
     settled = _Settled(frozen)
     printed, kept = fingerprint(settled)
-    key = printed, shape, levels, *((k, t.dtype, t.shape) for k, t in conditions.items())
+    of_conditions = ((k, t.dtype, t.shape) for k, t in inputs.conditions.items())
+    key = printed, inputs.shape, inputs.levels, *of_conditions
     known = _EXPORTS.get(key) if printed else None
     if known:
         captured = _sort(known[0], settled, inputs)
-        if torch.allclose(again, run(captured, fresh, conditions), rtol=1e-5, atol=1e-5, equal_nan=True):
+        got = run(captured, fresh.images, fresh.conditions)
+        if torch.allclose(again, got, rtol=1e-5, atol=1e-5, equal_nan=True):
             return captured
     _check(
         output[:1],
@@ -227,7 +254,7 @@ def _capture(
     )
     exported = _export(settled, inputs)
     captured = _sort(exported, settled, inputs)
-    got = run(captured, fresh, conditions)
+    got = run(captured, fresh.images, fresh.conditions)
     _check(again, got, f"the captured graph of {inputs.name} differs from the module on fresh images")
     captured.verify()
     if printed:
@@ -301,7 +328,9 @@ def _export(settled: _Settled, inputs: _Inputs) -> Exported:
     for node in exported.graph.nodes:
         _forget_likeness(node)
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    return Exported(exported.graph, specs, exported.constants)
+    own = {name for name in exported.constants if _of_module(settled, name) is not None}
+    constants = {name: value for name, value in exported.constants.items() if name not in own}
+    return Exported(exported.graph, specs, constants)
 
 
 def _forget_likeness(node: fx.Node) -> None:
@@ -457,12 +486,17 @@ def _sort(exported: Exported, settled: _Settled, inputs: _Inputs) -> Captured:
 
 def _value(exported: Exported, settled: _Settled, target: str) -> Any:
     """What a placeholder stands for: a tensor of the module, as it is now, or a constant of the graph."""
+    value = _of_module(settled, target)
+    return exported.constants[target] if value is None else value.detach().clone()
+
+
+def _of_module(settled: _Settled, target: str) -> Tensor | None:
     owner, _, name = target.rpartition(".")
     try:
         value = getattr(settled.get_submodule(owner), name)
     except AttributeError:
-        return exported.constants[target]
-    return value.detach().clone() if isinstance(value, Tensor) else exported.constants[target]
+        return None
+    return value if isinstance(value, Tensor) else None
 
 
 def run(captured: Captured, images: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:

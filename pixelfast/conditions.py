@@ -38,6 +38,14 @@ def examples_of(conditions: Conditions, where: str = "compile") -> dict[str, Ten
     return found
 
 
+def of_two_images(examples: Mapping[str, Tensor], classes: Mapping[str, int]) -> dict[str, Tensor]:
+    """(2, ...) of each condition: the example, and another that any model takes which takes the example."""
+    return {
+        name: torch.arange(BATCH) % classes[name] if name in classes else varied(example)
+        for name, example in examples.items()
+    }
+
+
 def varied(example: Tensor) -> Tensor:
     """An example (2, ...) in which the second image's differs, where any model that takes the one takes the other.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import passes
 from . import plan as P
 from .capture import Captured, capture
-from .conditions import Conditions, examples_of
+from .conditions import Conditions, examples_of, of_two_images
 from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 from .inputs import Fed
 from .lower import lower
@@ -71,6 +71,8 @@ def prepare(
             f"[compile] {name} does not say how its output is read; pass head=, "
             "e.g. pixelfast.heads.Categorical(256)"
         )
+    if not isinstance(head, Categorical | Bernoulli | LogisticMixture | Custom):
+        raise ValueError(f"[compile] head must be one of pixelfast.heads, got {head!r}")
     channels, classes = shape[0], None
     if own is not None:
         channels, classes = getattr(module, "channels", channels), getattr(module, "classes", None)
@@ -94,6 +96,7 @@ def make_plan(prepared: Prepared) -> Planned:
         shape=prepared.shape,
         levels=prepared.head.levels,
         conditions=prepared.examples,
+        others=of_two_images(prepared.examples, prepared.classes),
         name=prepared.name,
     )
     head = settle(captured, prepared.head)

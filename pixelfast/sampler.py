@@ -25,7 +25,7 @@ from ._cpu import default_threads
 from ._recent import Recent
 from .capture import BATCH, Captured, run
 from .causality import check_causal, find_skew
-from .conditions import Conditions, evaluate, gather, varied
+from .conditions import Conditions, evaluate, gather, of_two_images
 from .explain import Explanation, explain
 from .heads import Head
 from .outputs import Pick
@@ -343,14 +343,11 @@ class Sampler:
 
         **Returns** the largest difference, in nats. Raises `ValueError`, naming the worst place, above `tolerance`.
         """
-        n, names = BATCH, self._conditioner.names
-        given = {
-            name: torch.arange(n) % self._classes[name] if name in self._classes else varied(example)
-            for name, example in zip(names, self._conditioner.examples, strict=True)
-        }
-        given = gather(
-            "verify", n, given if conditions is None else conditions, self._conditioner, self._classes
-        )
+        if conditions is None:
+            examples = dict(zip(self._conditioner.names, self._conditioner.examples, strict=True))
+            conditions = of_two_images(examples, self._classes)
+        n = BATCH
+        given = gather("verify", n, conditions, self._conditioner, self._classes)
         images = self.sample(n, conditions=given, seed=seed).images.long()
         found = self.log_prob(images, conditions=given, per_pixel=True).double()
         params = run(self._captured, images, given)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -358,3 +362,51 @@ class Inverted(Base):
 def test_a_complement_is_no_write():
     torch.manual_seed(0)
     assert pf.compile(Inverted(), shape=(1, 2, 3)).verify() < 1e-4
+
+
+def test_what_cannot_be_copied_is_said():
+    module = Layers()
+    module.lock = threading.Lock()
+    with pytest.raises(
+        pf.CaptureError, match=r"\[compile\] Layers cannot be copied: TypeError: cannot pickle"
+    ):
+        pf.compile(module, shape=(1, 2, 3))
+
+
+class Chancy(Base):
+    def forward(self, images):
+        torch.rand(()), np.random.rand(), random.random()  # noqa: NPY002
+        return self.net(images)
+
+
+def test_random_generators_are_left_alone():
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+    module = Chancy()
+    before = states()
+    pf.compile(module, shape=(1, 2, 3))
+    assert states() == before
+
+
+class Labelled(Base):
+    """Uses its label by a function that is right for label 0 alone, while it is exported."""
+
+    classes = 3
+
+    def forward(self, images, labels):
+        known = labels if torch.compiler.is_exporting() else 2 * labels
+        return self.net(images) + known[:, None, None, None]
+
+
+def test_the_graph_is_checked_with_other_conditions():
+    with pytest.raises(pf.CaptureError, match="graph of Labelled differs from the module on fresh images"):
+        pf.compile(Labelled(), shape=(1, 2, 3))
+
+
+def test_threads_compile_at_the_same_time():
+    modules = [Layers() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        samplers = list(pool.map(lambda m: pf.compile(m, shape=(1, 2, 3)), modules))
+    assert all(sampler.verify() < 1e-4 for sampler in samplers)
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -219,3 +219,24 @@ def test_nothing_keeps_the_weights():
     pf.compile(net(0), **OPTIONS)
     (_, make) = next(reversed(known._values.values()))
     assert "plan" not in make.keywords
+
+
+def test_graphs_keep_no_tensors_of_a_module(counted):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net(0)
+            self.register_buffer("own", torch.ones(1, 1, 4, 5), persistent=False)
+            self.plain = torch.ones(1, 1, 4, 5)
+
+        def forward(self, x):
+            return self.net(x) * self.own + self.plain
+
+    pf.compile(Model(), **OPTIONS)
+    ((exported, _),) = capture._EXPORTS._values.values()
+    assert not any(t.numel() >= 20 for t in exported.constants.values())
+    other = Model()
+    other.own.mul_(2)
+    other.plain.mul_(3)
+    assert pf.compile(other, **OPTIONS).verify() < 1e-4
+    assert counted["export"] == 1

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import causality as C
 from .. import readiness as R
 from .. import receptive
-from ..capture import CaptureError
+from ..capture import CaptureError, forked
 from ..conditions import Conditions
 from ..heads import Head, LogisticMixture
 from ..lower import LoweringError
@@ -66,7 +65,7 @@ def audit(
     Raises `ValueError` for bad arguments: also where forward does not take images of that shape.
     """
     with (
-        torch.random.fork_rng(devices=[]),
+        forked(),
         tqdm(total=7, desc="audit", disable=not progress, leave=False) as bar,
     ):
 
@@ -97,6 +96,8 @@ def _audit(
     batch, chance = checks.batch(module, prepared, how), checks.chance(module, how)
     stage("scores")
     scores = None if sampler is None else checks.scores(sampler, prepared)
+    if scores is not None and scores.worst is None:
+        sampler = None  # it does not draw what it should: no matter how fast
     stage("cost")
     return Audit(
         name=prepared.name,
@@ -125,13 +126,15 @@ def first_leak(
     seconds: float = 20.0,
 ) -> C.Leak | None:
     """Only the first leak: None where the model is causal. Arguments as for `audit`."""
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         prepared, _ = _prepared(module, shape, head, to_input, conditions, output)
         planned, _ = _planned(prepared)
-        if planned is not None:
-            return C.find_leak(planned.plan, R.raster(prepared.shape))
-        how = manner(prepared)
-        effects = measure(prepared, how, pixel=target(prepared.shape), seconds=seconds)
+        leak = None if planned is None else C.find_leak(planned.plan, R.raster(prepared.shape))
+        if leak is not None:
+            return leak
+        how = manner(prepared)  # what is planned is measured too: a plan may have a bug
+        time = None if planned is not None else seconds
+        effects = measure(prepared, how, pixel=target(prepared.shape), seconds=time)
         return _located(prepared, how, effects.leak())
 
 
@@ -197,34 +200,33 @@ class _Dependence:
     measured: Measured
 
 
+_Leaks = tuple[C.Leak | None, C.Leak | None, C.Leak | None]
+
+
 def _dependence(prepared: Prepared, how: Manner, planned: Planned | None, seconds: float) -> _Dependence:
     shape, pixel = prepared.shape, target(prepared.shape)
     effects = measure(prepared, how, pixel=pixel, seconds=seconds if planned is None else None)
+    leak = None if planned is None else C.find_leak(planned.plan, R.raster(shape))
+    if planned is not None and leak is not None:
+        spatial = _spatial(planned.plan, R.raster(shape))
+        inside = leak.of[1:] == leak.on[1:] and shape[0] > 1
+        leaks: _Leaks = leak, spatial, leak if inside else _colour(planned.plan, pixel)
+    else:  # a plan that has none is measured too: it may have a bug
+
+        def measured(kind: str | None) -> C.Leak | None:
+            return _located(prepared, how, effects.leak(kind))
+
+        leaks = measured(None), measured("spatial"), measured("colour")
     if planned is None:
-        leak, spatial, colour = (
-            _located(prepared, how, effects.leak(kind)) for kind in (None, "spatial", "colour")
-        )
         mask, known = effects.field(pixel)
-        return _Dependence(
-            leak,
-            spatial,
-            colour,
-            effects.colours(pixel),
-            _field(receptive.ReceptiveField(pixel, mask), known),
-            _measured(effects),
-        )
-    plan = planned.plan
-    when = R.raster(shape)
-    leak = C.find_leak(plan, when)
-    spatial = leak and _spatial(plan, when)
-    field = receptive.receptive_field(plan, pixel)
+        field = receptive.ReceptiveField(pixel, mask)
+        return _Dependence(*leaks, effects.colours(pixel), _field(field, known), _measured(effects))
+    field = receptive.receptive_field(planned.plan, pixel)
     return _Dependence(
-        leak,
-        spatial,
-        leak if leak and leak.of[1:] == leak.on[1:] and shape[0] > 1 else leak and _colour(plan, pixel),
-        _colours(plan, pixel),
+        *leaks,
+        _colours(planned.plan, pixel),
         _field(field, np.ones_like(field.mask)),
-        _measured(effects, plan),
+        _measured(effects, planned.plan),
     )
 
 

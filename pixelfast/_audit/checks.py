@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..capture import unvalidated
+from ..capture import forked, unvalidated
 from ..prepare import Prepared
 from ..sampler import Sampler
 from .effects import Manner, Runner, mixing_in_training, said
@@ -49,7 +49,7 @@ def sizes(prepared: Prepared, manner: Manner) -> tuple[Size, ...]:
 def _size(prepared: Prepared, module: Any, n: int, height: int, width: int) -> Size:
     images = torch.zeros((n, prepared.shape[0], height, width), dtype=torch.int64)
     given = {key: value[:1].expand(n, *value.shape[1:]) for key, value in prepared.examples.items()}
-    with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), unvalidated(), forked():
         try:
             output = module.module(images, **given)
         except Exception as error:
@@ -65,7 +65,10 @@ def _size(prepared: Prepared, module: Any, n: int, height: int, width: int) -> S
 def scores(sampler: Sampler, prepared: Prepared) -> Scores:
     """Whether scoring agrees with drawing, to the bit, and with the module, within rounding."""
     given = {key: value[0] for key, value in prepared.examples.items()}
-    drawn = sampler.sample(2, conditions=given)
+    try:
+        drawn = sampler.sample(2, conditions=given)
+    except ValueError as error:  # a distribution of NaNs
+        return Scores(None, False, said(error))
     same = torch.equal(sampler.log_prob(drawn.images, conditions=given), drawn.log_prob)
     try:
         return Scores(sampler.verify(), same)
@@ -79,7 +82,7 @@ def cost(prepared: Prepared, manner: Manner, sampler: Sampler | None) -> Cost:
     images = runner.images(manner.least, 0)
 
     def forward() -> None:
-        with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), unvalidated(), forked():
             runner.forward(images)
 
     seconds = _fastest(forward)

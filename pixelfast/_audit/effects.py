@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..capture import inference_copy, inner_path, resize_caches, unvalidated
+from ..capture import forked, inference_copy, inner_path, resize_caches, unvalidated
 from ..causality import Leak
 from ..heads import Bernoulli, Custom, Head, LogisticMixture
 from ..inputs import Fed
@@ -49,8 +50,10 @@ class Runner:
 
     def run(self, images: Tensor, seed: int = 0) -> Tensor:
         """float64 (N, parameters, C, H, W): equal where the distributions are. `seed`: of what is left to chance."""
-        with torch.no_grad(), unvalidated(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), unvalidated(), forked():
             torch.default_generator.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002, forward may draw from it
+            random.seed(seed)
             params = self.forward(images).double()
             return _canonical(self.head, params, images)
 
@@ -131,9 +134,14 @@ def manner(prepared: Prepared) -> Manner:
     images = runner.images(n, 1)
     with watching(runner.module) as watch:
         first = runner.run(images)
-    random = bool(differ(first, runner.run(images, seed=1), kTolerance[runner.dtype]).any())
+    again, other = (runner.run(images, seed) for seed in (0, 1))
+    if differ(first, again, kTolerance[runner.dtype]).any():
+        raise ValueError(
+            f"[audit] {prepared.name} gives other results in each run, whatever the random seeds"
+        )
+    drawn = bool(differ(first, other, kTolerance[runner.dtype]).any())
     mixes = None if 2 in breaks else mixing(runner)
-    return Manner(random, tuple(watch.found) if random else (), mixes, breaks)
+    return Manner(drawn, tuple(watch.found) if drawn else (), mixes, breaks)
 
 
 def mixing(runner: Runner) -> bool:
