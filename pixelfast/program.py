@@ -338,7 +338,7 @@ def progressions(positions: np.ndarray) -> list[list[int]]:
     return runs
 
 
-def _launches(schedule: Schedule, of_op: Sequence[range]) -> tuple[list[int], int]:
+def _launches(schedule: Schedule, of_op: Sequence[range]) -> tuple[np.ndarray, int]:
     """The words of the launches, and how many steps they are. `of_op`: the records of each op."""
     launches: list[int] = []
     steps = 0
@@ -356,7 +356,7 @@ def _launches(schedule: Schedule, of_op: Sequence[range]) -> tuple[list[int], in
         if following is None or following[0] != step or schedule.order.skew is None:
             launches += [C["kStepMark"], 0]
             steps += 1
-    return launches, steps
+    return np.array(launches, np.int32), steps
 
 
 def assemble(schedule: Schedule) -> Program:
@@ -389,7 +389,7 @@ def assemble(schedule: Schedule) -> Program:
             "at most 8.6 GB are supported"
         )
     return Program(
-        np.array(header + buffers + ops + launches, np.int32),
+        np.concatenate([np.array(header + buffers + ops, np.int32), launches]),
         data,
         plan.shape,
         plan.levels,

@@ -492,3 +492,9 @@ def test_weights_below_zero_are_refused():
         ValueError, match=r"yields probabilities below 0 \(the least is .*pass probabilities=False"
     ):
         read(lambda t: t, Custom(4, lambda t: t))
+
+
+@pytest.mark.parametrize("head", ["categorical", 256, nn.Linear(1, 1)])
+def test_what_is_not_a_head_is_refused(head):
+    with pytest.raises(ValueError, match=r"\[compile\] head must be one of pixelfast\.heads, got"):
+        pf.compile(nn.Conv2d(1, 4, 1), shape=(1, 4, 4), head=head)

@@ -94,6 +94,12 @@ ERRORS = {
         "arithmetic of torch.uint8, which wraps",
     ),
     "softplus": (lambda m, h, i: F.softplus(h, threshold=1), "softplus with threshold 1"),
+    "attention along rows": (
+        lambda m, h, i: (
+            (h.permute(0, 2, 3, 1) @ h.permute(0, 2, 1, 3)).softmax(-1) @ h.permute(0, 2, 3, 1)
+        ).permute(0, 3, 1, 2),
+        "a product of tensors of axes nyxc and nycx that both depend on the image; supported is attention",
+    ),
     "tangent": (lambda m, h, i: h.tan(), r"aten\.tan\.default of \(N, 4, 3, 4\) in module .*there is no rule for it"),
 }  # fmt: skip
 

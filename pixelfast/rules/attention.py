@@ -27,7 +27,7 @@ from .products import _linear, contract
 from .reshape import match
 
 aten = torch.ops.aten
-kMasked = 1000.0  # a bias that much below another's leaves a weight of zero
+kMasked = 5000.0  # a bias that much below another's leaves a weight of zero, unless scores are as large
 
 
 # --- products -------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def _matmul(ctx: Lowering, a: Any, b: Any) -> Any:
     if not isinstance(a, Table | View) or not isinstance(b, Table | View):
         raise ctx.fail("a product with a condition; supported are constants, and attention")
     a, b = ctx.view(a), ctx.view(b)
-    if a.axes[:-2] == b.axes[:-2] and a.axes[-2:] == "xc" and b.axes[-2:] == "cx":
+    if a.axes[:-2] == b.axes[:-2] and a.axes[-2:] == "xc" and b.axes[-2:] == "cx" and "y" not in a.axes:
         axes = a.axes[:-2]
         heads = np.broadcast_shapes(a.refs.shape[:-1], b.refs.shape[:-1])
         ones = np.ones((1,) * (len(heads) + 2), np.float32)
