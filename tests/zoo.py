@@ -120,6 +120,17 @@ def recompile(
     )
 
 
+def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
+    """The cpu's images and log-probabilities are the reference's, to the bit, for every chunk and number of threads."""
+    want = reference.sample(3, seed=seed)
+    sampler = recompile(reference, reference.schedule, backend="cpu", isa=isa)
+    for chunk, threads in ((1, 1), (3, 2)):
+        got = sampler.sample(3, seed=seed, chunk=chunk, threads=threads)
+        assert torch.equal(got.images, want.images)
+        assert torch.equal(got.log_prob, want.log_prob)
+    assert torch.equal(sampler.log_prob(want.images), want.log_prob)
+
+
 def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
     """A sampler that can only score, so that the module need not be causal."""
     classes = {"labels": module.classes} if getattr(module, "classes", None) else {}

@@ -20,25 +20,18 @@ from torch import Tensor
 from .. import plan as P
 from ..lower import Lowering, lowers
 from ..values import Given, Table, View, visible
-from .rounding import HUGE, truncated
+from .rounding import HUGE, UP, truncated
 
 aten = torch.ops.aten
 kRectangles = 4  # of positions that a mask may keep, before it is only multiplied
 kPatterns = 64  # in which channels may be kept differently
-
-_UP = [
-    ("max", -1, 0.0),
-    ("mul", -1, HUGE),
-    ("mul", -1, HUGE),
-    ("min", -1, 1.0),
-]  # 1 where positive, 0 elsewhere
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------
 
 
 def _above(ctx: Lowering, a: Any, b: Any) -> Any:
-    return ctx.pointwise([a, b], ("sub", 0, 1), *_UP)
+    return ctx.pointwise([a, b], ("sub", 0, 1), *UP)
 
 
 def _not(ctx: Lowering, a: Any) -> Any:

@@ -13,6 +13,8 @@ aten = torch.ops.aten
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves no room for a fraction
 _RANGE = 4194304.0  # 2**22, up to which that holds
 HUGE = 2.0**100
+# Lines that make 1 of what is positive and 0 of the rest, exactly: the least float times HUGE twice is above 1.
+UP = (("max", -1, 0.0), ("mul", -1, HUGE), ("mul", -1, HUGE), ("min", -1, 1.0))
 
 
 @lowers(aten.round.default)
@@ -25,8 +27,7 @@ def nearest(ctx: Lowering, a: Any) -> Any:
 @lowers(aten.floor.default)
 def floor(ctx: Lowering, a: Any) -> Any:
     """The nearest integer, less one where it is above."""
-    above = [("sub", 0, 1), ("max", -1, 0.0), ("mul", -1, HUGE), ("mul", -1, HUGE), ("min", -1, 1.0)]
-    return ctx.pointwise([nearest(ctx, a), a], *above, ("sub", 0, -1))
+    return ctx.pointwise([nearest(ctx, a), a], ("sub", 0, 1), *UP, ("sub", 0, -1))
 
 
 @lowers(aten.ceil.default)
