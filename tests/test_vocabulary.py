@@ -243,6 +243,11 @@ WRITING = {
     "concat": lambda m, h, i: torch.hstack([torch.concat([h, h.exp()], 1), h]).tanh(),
     "channel_shuffle": lambda m, h, i: F.channel_shuffle(h, 2).tanh(),
     "diff": lambda m, h, i: h.diff(dim=1).tanh(),
+    "levels stacked": lambda m, h, i: h + torch.stack([i, 2 * i], 2)[:, :, 1].to(h.dtype),
+    "levels split": lambda m, h, i: h + F.pad(i.split(2, 3)[1].to(h.dtype), (1, 1)),
+    "levels padded": lambda m, h, i: (
+        h + F.one_hot(F.pad(i.clamp(max=4), (1, 0), value=5)[..., :-1], 6)[..., 5].to(h.dtype)
+    ),
     "truth values added": lambda m, h, i: ((h > 0) + (h.roll(1, 1) > 0)).to(h.dtype),
     "floats copied into integers": lambda m, h, i: (
         h.new_zeros(h.shape, dtype=torch.long).copy_(h * 3).to(h.dtype)

@@ -74,7 +74,9 @@ def _squeeze_all(ctx: Lowering, a: Any) -> View | Table:
 def _stack(ctx: Lowering, values: Sequence[Any], dim: int = 0) -> View:
     rank = len(ctx.shape_of(ctx.node))
     views = [
-        v.unsqueeze(dim % rank) if isinstance(v, torch.Tensor) else _unsqueeze(ctx, v, dim % rank)
+        v.unsqueeze(dim % rank)
+        if isinstance(v, torch.Tensor)
+        else _unsqueeze(ctx, ctx.view(v) if isinstance(v, Table) else v, dim % rank)
         for v in same_axes(ctx, values)
     ]
     return _cat(ctx, views, dim % rank)
@@ -143,7 +145,7 @@ def _slice(
     if isinstance(a, Table) and not a.moves and a.values.ndim == 4 and dim % 4 == 1:
         return _of_colours(a, slice(start, end, step))
     if isinstance(a, Table) and is_level(a):
-        rank = len(ctx.shape_of(ctx.node))
+        rank = len(ctx.shape_of(ctx.node.all_input_nodes[0]))
         return replace(a, moves=(*a.moves, ("slice", dim % rank, start, end, step)))
     v = ctx.view(a)
     axis = v.axes[v.axis(dim)]
