@@ -18,21 +18,35 @@ namespace pixelfast {
 constexpr int64_t kFrequencyTotal = int64_t{1} << 31;
 constexpr int kFrequencyBlock = 64;  // levels whose frequencies are summed together, to speed the draw
 
-// The largest logit and whether any is NaN. Loads of the tail repeat the first logit.
+// Sums of up to 64 vectors of numbers in [0, 2^31], in halves that do not overflow.
+template <class V>
+struct IntegerSum {
+  using I = typename V::Int;
+  I low = I::set(0), high = I::set(0);
+  void add(I x) {
+    low = low + (x & I::set(0xFFFF));
+    high = high + x.template srl<16>();
+  }
+  int64_t total() const { return (static_cast<int64_t>(high.sum()) << 16) + static_cast<int64_t>(low.sum()); }
+};
+
+// The logits from level k on; -inf beyond the last of n.
+template <class V>
+static inline V logits_at(const float* logits, int k, int n) {
+  if (n - k >= V::kLanes) return V::load(logits + k);
+  float tail[V::kLanes];
+  for (int i = 0; i < V::kLanes; ++i) tail[i] = k + i < n ? logits[k + i] : -__builtin_inff();
+  return V::load(tail);
+}
+
+// The largest logit and whether any is NaN.
 template <class V>
 static inline float largest_logit(const float* logits, int n, bool* nan) {
-  V largest = V::set(logits[0]);
+  V largest = V::set(-__builtin_inff());
   V good = V::set(1.0f);
   const V zero = V::set(0.0f);
   for (int k = 0; k < n; k += V::kLanes) {
-    V x;
-    if (n - k >= V::kLanes) {
-      x = V::load(logits + k);
-    } else {
-      float tail[V::kLanes];
-      for (int i = 0; i < V::kLanes; ++i) tail[i] = logits[k + i < n ? k + i : 0];
-      x = V::load(tail);
-    }
+    const V x = logits_at<V>(logits, k, n);
     good = V::select(V::eq(x, x), good, zero);
     largest = vmax(x, largest);
   }
@@ -48,39 +62,63 @@ static inline float largest_logit(const float* logits, int n, bool* nan) {
   return result;
 }
 
-// weight[k] = w_k, and -1 where logit_k is -inf. `largest` must be finite and no logit NaN.
+// What the loop over the logits finds besides the weights.
+struct WeightTotals {
+  int64_t total;  // of the weights of allowed levels
+  int32_t allowed, argmax;
+};
+
+// weight[k] = w_k, and -1 where logit_k is -inf and up to the next multiple of the lanes. `largest` must be finite
+// and no logit NaN.
 template <class V>
-static inline void level_weights(const float* logits, int n, float largest, float inverse_temperature,
-                                 int32_t* weight) {
-  constexpr int kPiece = 64;
-  float e[kPiece];
-  for (int start = 0; start < n; start += kPiece) {
-    const int size = n - start < kPiece ? n - start : kPiece;
-    for (int k = 0; k < size; k += V::kLanes) {
-      const V x = V::load(logits + start + k, size - k < V::kLanes ? size - k : V::kLanes);
+static inline WeightTotals level_weights(const float* logits, int n, float largest, float inverse_temperature,
+                                         int32_t* weight) {
+  using I = typename V::Int;
+  WeightTotals found = {0, 0, -1};
+  for (int start = 0; start < n; start += 64 * V::kLanes) {
+    const int end = n - start < 64 * V::kLanes ? n : start + 64 * V::kLanes;
+    IntegerSum<V> sum;
+    I allowed = I::set(0);
+    for (int k = start; k < end; k += V::kLanes) {
+      const V x = logits_at<V>(logits, k, n);
       const V scaled = vexp((x - V::set(largest)) * V::set(inverse_temperature)) * V::set(0x1p30f);
       const auto excluded = V::eq(x, V::set(-__builtin_inff()));
-      V::select(excluded, V::set(-1.0f), scaled).store(e + k);
+      const I w = I::truncate(V::select(excluded, V::set(-1.0f), scaled));
+      w.store(weight + k);
+      const I one = w.template srl<31>();  // of excluded levels
+      sum.add(w + one);
+      allowed = allowed + one;
+      if (found.argmax < 0) {
+        const int first = V::first(V::eq(x, V::set(largest)));
+        if (first < V::kLanes) found.argmax = k + first;
+      }
     }
-    for (int k = 0; k < size; ++k) weight[start + k] = static_cast<int32_t>(e[k]);
+    const int vectors = (end - start + V::kLanes - 1) / V::kLanes;
+    found.total += sum.total();
+    found.allowed += vectors * V::kLanes - static_cast<int32_t>(allowed.sum());
   }
+  return found;
 }
 
-// Fills frequency[k] and block_sums[k / kFrequencyBlock] without the remainder; returns their sum.
-static inline int64_t level_frequencies(const int32_t* weight, int n, double scale, uint32_t* frequency,
+// Fills frequency[k] and block_sums[k / kFrequencyBlock] without the remainder; returns their sum. Weights are
+// as level_weights leaves them; frequencies have as much room.
+template <class V>
+static inline int64_t level_frequencies(const int32_t* weight, int n, double scale, int32_t* frequency,
                                         int64_t* block_sums) {
+  using I = typename V::Int;
   int64_t total = 0;
   for (int start = 0; start < n; start += kFrequencyBlock) {
     const int end = n - start < kFrequencyBlock ? n : start + kFrequencyBlock;
-    uint64_t sum = 0;
-    for (int k = start; k < end; ++k) {
-      const uint32_t f =
-          1u + static_cast<uint32_t>(static_cast<int32_t>(static_cast<double>(weight[k]) * scale));
-      frequency[k] = weight[k] < 0 ? 0u : f;
-      sum += frequency[k];
+    IntegerSum<V> sum;
+    for (int k = start; k < end; k += V::kLanes) {
+      const I w = I::load(weight + k);
+      const I excluded = w.template sra<31>();  // all bits
+      const I f = (w.scaled(scale) + I::set(1)).without(excluded);
+      f.store(frequency + k);
+      sum.add(f);
     }
-    block_sums[start / kFrequencyBlock] = static_cast<int64_t>(sum);
-    total += static_cast<int64_t>(sum);
+    block_sums[start / kFrequencyBlock] = sum.total();
+    total += block_sums[start / kFrequencyBlock];
   }
   return total;
 }

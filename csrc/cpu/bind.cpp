@@ -71,6 +71,28 @@ Sampling sampling_of(double temperature, int64_t top_k, double top_p) {
   return s;
 }
 
+// Seconds, summed over threads.
+py::dict as_dict(const Profile& profile) {
+  const auto seconds = [&](uint64_t ticks) { return static_cast<double>(ticks) * profile.seconds_per_tick; };
+  py::list ops;
+  for (const OpProfile& p : profile.ops) {
+    py::dict d;
+    d["calls"] = p.calls;
+    d["rows"] = p.rows;
+    d["multiply_adds"] = p.multiply_adds;
+    d["weights_nbytes"] = p.weights_nbytes;
+    d["gather"] = seconds(p.gather);
+    d["product"] = seconds(p.product);
+    d["total"] = seconds(p.total);
+    ops.append(d);
+  }
+  py::dict result;
+  result["ops"] = ops;
+  result["waiting"] = seconds(profile.waiting);
+  result["total"] = seconds(profile.total);
+  return result;
+}
+
 class CpuProgram {
  public:
   CpuProgram(const py::object& words, const py::object& data, const std::optional<std::string>& isa)
@@ -79,9 +101,10 @@ class CpuProgram {
                 elements<float>(data, "[program] data", {length(data, "[program] data")}),
                 length(data, "[program] data"), find_kernels(isa.value_or(""))) {}
 
-  void run(const py::object& images, const py::object& log_prob, const py::object& given,
+  py::object run(const py::object& images, const py::object& log_prob, const py::object& given,
            const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
-           int64_t top_k, double top_p, int threads, int chunk, const py::object& progress) {
+           int64_t top_k, double top_p, int threads, int chunk, int team, const py::object& progress,
+           bool profiled) {
     const Program& p = engine_.program();
     const py::ssize_t n =
         py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0
@@ -109,8 +132,12 @@ class CpuProgram {
            std::to_string(threads));
     }
     if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
+    if (team < 0) fail("[sample] team must not be negative, got " + std::to_string(team));
     r.threads = threads;
     r.chunk = chunk;
+    r.team = team;
+    Profile found;
+    if (profiled) r.profile = &found;
     const bool reports = !progress.is_none();
     const auto tick = [&](double fraction) {
       const py::gil_scoped_acquire gil;
@@ -124,6 +151,8 @@ class CpuProgram {
     }
     last_multiply_adds = multiply_adds;
     if (reports) progress(1.0);
+    if (profiled) return as_dict(found);
+    return py::none();
   }
 
   const char* isa() const { return engine_.kernels().name; }
@@ -224,7 +253,9 @@ py::array_t<uint32_t> table(const FloatArray& logits, double temperature, int64_
   LevelTable t(find_kernels(isa), static_cast<int>(logits.size()));
   const Flaw flaw = t.build(logits.data(), sampling_of(temperature, top_k, top_p));
   if (flaw != Flaw::none) fail(std::string("[sample] the model gave ") + describe(flaw));
-  return py::array_t<uint32_t>(logits.size(), t.frequencies().data());
+  py::array_t<uint32_t> frequencies(logits.size());
+  for (py::ssize_t k = 0; k < logits.size(); ++k) frequencies.mutable_data()[k] = t.frequency(static_cast<int>(k));
+  return frequencies;
 }
 
 // The level that a number in [0, 2^31) draws, and for an array of such numbers an array of levels.
@@ -309,8 +340,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def("run", &CpuProgram::run, py::kw_only(), py::arg("images"), py::arg("log_prob"),
            py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
            py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0, py::arg("threads") = 0, py::arg("chunk") = 0,
-           py::arg("progress") = py::none())
+           py::arg("top_p") = 1.0, py::arg("threads") = 0, py::arg("chunk") = 0, py::arg("team") = 0,
+           py::arg("progress") = py::none(), py::arg("profiled") = false)
       .def_property_readonly("isa", &CpuProgram::isa)
       .def_property_readonly("arena_nbytes", &CpuProgram::arena_nbytes)
       .def_property_readonly("weights_nbytes", &CpuProgram::weights_nbytes)

@@ -23,9 +23,10 @@ const char* describe(Flaw flaw) {
 LevelTable::LevelTable(const Kernels& kernels, int levels)
     : kernels_(kernels),
       levels_(levels),
-      weight_(levels),
-      frequency_(levels),
-      block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {}
+      block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
+  weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
+  frequency_.resize(weight_.size());
+}
 
 // Excludes what top_k and then top_p leave out. Levels rank by descending logit, the lower index first.
 void LevelTable::filter(const float* logits, const Sampling& sampling, Weights& w) {
@@ -61,7 +62,7 @@ Flaw LevelTable::build(const float* logits, const Sampling& sampling) {
   const double scale = static_cast<double>(kFrequencyTotal - w.allowed) / static_cast<double>(w.total);
   const int64_t sum =
       kernels_.frequencies(weight_.data(), levels_, scale, frequency_.data(), block_sums_.data());
-  frequency_[w.argmax] += static_cast<uint32_t>(kFrequencyTotal - sum);
+  frequency_[w.argmax] = static_cast<int32_t>(frequency(w.argmax) + static_cast<uint32_t>(kFrequencyTotal - sum));
   block_sums_[w.argmax / kFrequencyBlock] += kFrequencyTotal - sum;
   return Flaw::none;
 }
@@ -71,7 +72,7 @@ int LevelTable::draw(uint32_t u) const {
   size_t block = 0;
   while (left >= block_sums_[block]) left -= block_sums_[block++];
   int level = static_cast<int>(block) * kFrequencyBlock;
-  while (left >= frequency_[level]) left -= frequency_[level++];
+  while (left >= frequency(level)) left -= frequency(level++);
   return level;
 }
 

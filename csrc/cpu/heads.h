@@ -27,8 +27,7 @@ class LevelTable {
   Flaw build(const float* logits, const Sampling& sampling);
 
   int draw(uint32_t u) const;  // u < 2^31
-  uint32_t frequency(int level) const { return frequency_[level]; }
-  const std::vector<uint32_t>& frequencies() const { return frequency_; }
+  uint32_t frequency(int level) const { return static_cast<uint32_t>(frequency_[level]); }
 
  private:
   void filter(const float* logits, const Sampling& sampling, Weights& w);
@@ -37,7 +36,7 @@ class LevelTable {
   int levels_;
   std::vector<int32_t> weight_;
   std::vector<int32_t> order_;
-  std::vector<uint32_t> frequency_;
+  std::vector<int32_t> frequency_;  // the bits of uint32_t
   std::vector<int64_t> block_sums_;
 };
 

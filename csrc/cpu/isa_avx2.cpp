@@ -15,7 +15,7 @@ constexpr int kAccumulators = 12;  // registers for sums
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",  Lanes::kLanes, kPanel, product, expression,   attend,
+    "avx2",  Lanes::kLanes, product, expression,   attend,
     weights, frequencies,   unary,  binary,  multiply_add, peak,
 };
 

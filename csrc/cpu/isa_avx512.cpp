@@ -15,7 +15,7 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512", Lanes::kLanes, kPanel, product, expression,   attend,
+    "avx512", Lanes::kLanes, product, expression,   attend,
     weights,  frequencies,   unary,  binary,  multiply_add, peak,
 };
 

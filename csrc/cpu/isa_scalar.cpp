@@ -13,7 +13,7 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar", Lanes::kLanes, kPanel, product, expression,   attend,
+    "scalar", Lanes::kLanes, product, expression,   attend,
     weights,  frequencies,   unary,  binary,  multiply_add, peak,
 };
 

@@ -10,37 +10,44 @@ namespace pixelfast {
 constexpr int kBlockRows = 48;  // rows (an image at a position) that pass through an op together
 constexpr int kGroupRows = 8;   // rows that pass through an expression together
 constexpr int kChunk = 64;      // channels of them
+constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
 
-// The product of up to kBlockRows rows with one panel of packed weights.
+// The product of up to kBlockRows rows with up to kVectors vectors of packed weights.
 struct ProductArgs {
   const float* const* inputs;   // [n_taps][kBlockRows]
   const int32_t* tap_channels;  // [n_taps]
   int n_taps;
   int rows;
-  const float* weights;   // [depth][vectors * lanes]
-  const float* bias;      // [vectors * lanes]
-  float* const* outputs;  // [rows], all of which have room for `columns` from `column` on
-  int64_t column;
-  int columns;
+  int vectors;
+  const float* weights;    // [depth][weight_stride], of which vectors * lanes are used
+  int64_t weight_stride;   // floats
+  const float* bias;       // [vectors * lanes]
+  float* const* outputs;   // [rows]
+  int64_t column;          // of the outputs
+  int columns;             // that the outputs have room for
 };
 
 // One instruction of an expression, made ready to run.
 struct Step {
   Fn fn;
-  int a, b;       // operands: indices of earlier steps
-  int leaf;       // its index in `leaves` where it reads a row, else -1
-  bool in_place;  // its users read that row where it lies: product, load, vector
-  int slot;       // where its result is kept; -1 in the last step, which writes the output
+  int a, b;     // operands: indices of earlier steps
+  int leaf;     // its index in `leaves` where it reads a row of a buffer or of data, else -1
+  int part;     // its index among the parts of the product where it reads one, else -1
+  bool stored;  // its result is kept in a slot, or is the output; else its users read the row where it lies
+  int slot;     // -1: the output
   float scalar;
 };
 
 struct ExpressionArgs {
   const Step* steps;
   int n_steps;
-  int rows, channels;
-  const float* const* leaves;  // [n_leaves][kBlockRows]
-  float* const* outputs;       // [rows]
-  float* slots;                // [n_slots][kGroupRows][kChunk], initialised
+  int rows, channel, channels;   // the outputs `channel` to `channel + channels`
+  const float* const* leaves;    // [n_leaves][kBlockRows]
+  const float* product;          // [kBlockRows][product_stride]
+  int64_t product_stride;
+  int64_t part_stride;           // floats from a part of the product to the next
+  float* const* outputs;         // [rows]
+  float* slots;                  // [n_slots][kGroupRows][kChunk], initialised
 };
 
 // Attention of one position, for all heads.
@@ -52,7 +59,7 @@ struct AttendArgs {
   int n_runs;
   const float* bias;  // of the first head, or null
   int64_t bias_stride;
-  int heads, key_channels, value_channels;
+  int first_head, end_head, key_channels, value_channels;
   float* scores;  // room for all positions, rounded up to 16
   float* out;
 };
@@ -68,13 +75,12 @@ struct Weights {
 struct Kernels {
   const char* name;
   int lanes;
-  int panel;  // outputs of a full panel
   void (*product)(const ProductArgs&);
   void (*expression)(const ExpressionArgs&);
   int64_t (*attend)(const AttendArgs&);  // returns the positions attended to
   // The two loops over levels of core/distributions.h.
   Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
-  int64_t (*frequencies)(const int32_t* weight, int n, double scale, uint32_t* frequency,
+  int64_t (*frequencies)(const int32_t* weight, int n, double scale, int32_t* frequency,
                          int64_t* block_sums);
   void (*unary)(Fn fn, const float* x, float* y, int64_t n);
   void (*binary)(Fn fn, const float* a, const float* b, float* y, int64_t n);

@@ -7,44 +7,51 @@
 // Rows of a register tile that leave room for the weights and a broadcast.
 constexpr int tile_rows(int vectors) { return kAccumulators / vectors < 6 ? kAccumulators / vectors : 6; }
 
-// `kRows` rows times `kVectors` vectors of outputs: each is one chain of multiply-adds, in the order of the
-// taps.
-template <int kRows, int kVectors>
+// `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the taps.
+template <int kRows, int kCount>
 void product_tile(const ProductArgs& p, int row) {
-  Lanes acc[kRows][kVectors];
-  for (int v = 0; v < kVectors; ++v) {
+  Lanes acc[kRows][kCount];
+#pragma GCC unroll 4
+  for (int v = 0; v < kCount; ++v) {
     const Lanes bias = Lanes::load(p.bias + v * Lanes::kLanes);
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) acc[r][v] = bias;
   }
   const float* w = p.weights;
   for (int t = 0; t < p.n_taps; ++t) {
     const float* in[kRows];
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
     const int channels = p.tap_channels[t];
     for (int i = 0; i < channels; ++i) {
-      Lanes weight[kVectors];
+      Lanes weight[kCount];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) weight[v] = Lanes::load(w + v * Lanes::kLanes);
+      for (int v = 0; v < kCount; ++v) {
+        weight[v] = Lanes::load(w + v * Lanes::kLanes);
+        if (kRows > 1) weight[v].keep();  // one load, not one for each row
+      }
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const Lanes x = Lanes::set(in[r][i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) acc[r][v] = Lanes::fma(x, weight[v], acc[r][v]);
+        for (int v = 0; v < kCount; ++v) acc[r][v] = Lanes::fma(x, weight[v], acc[r][v]);
       }
-      w += kVectors * Lanes::kLanes;
+      w += p.weight_stride;
     }
   }
+  const int rest = p.columns - (kCount - 1) * Lanes::kLanes;
+#pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
     float* y = p.outputs[row + r] + p.column;
-    for (int v = 0; v < kVectors - 1; ++v) acc[r][v].store(y + v * Lanes::kLanes);
-    const int done = (kVectors - 1) * Lanes::kLanes;
-    acc[r][kVectors - 1].store(y + done, p.columns - done);
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(y + v * Lanes::kLanes);
+    acc[r][kCount - 1].store(y + (kCount - 1) * Lanes::kLanes, rest);
   }
 }
 
-template <int kVectors>
-void product_panel(const ProductArgs& p) {
-  constexpr int kMost = tile_rows(kVectors);
+template <int kCount>
+void product_rows(const ProductArgs& p) {
+  constexpr int kMost = tile_rows(kCount);
   // Tiles of nearly equal height: 8 rows are 4 + 4, since 6 + 2 would leave the second tile starved.
   const int tiles = (p.rows + kMost - 1) / kMost;
   int row = 0;
@@ -52,22 +59,22 @@ void product_panel(const ProductArgs& p) {
     const int rows = (p.rows - row + tiles - t - 1) / (tiles - t);
     switch (rows) {
       case 1:
-        product_tile<1, kVectors>(p, row);
+        product_tile<1, kCount>(p, row);
         break;
       case 2:
-        product_tile<2, kVectors>(p, row);
+        product_tile<2, kCount>(p, row);
         break;
       case 3:
-        product_tile<3, kVectors>(p, row);
+        product_tile<3, kCount>(p, row);
         break;
       case 4:
-        product_tile<(kMost >= 4 ? 4 : 1), kVectors>(p, row);
+        product_tile<(kMost >= 4 ? 4 : 1), kCount>(p, row);
         break;
       case 5:
-        product_tile<(kMost >= 5 ? 5 : 1), kVectors>(p, row);
+        product_tile<(kMost >= 5 ? 5 : 1), kCount>(p, row);
         break;
       case 6:
-        product_tile<(kMost >= 6 ? 6 : 1), kVectors>(p, row);
+        product_tile<(kMost >= 6 ? 6 : 1), kCount>(p, row);
         break;
     }
     row += rows;
@@ -75,15 +82,15 @@ void product_panel(const ProductArgs& p) {
 }
 
 void product(const ProductArgs& p) {
-  switch ((p.columns + Lanes::kLanes - 1) / Lanes::kLanes) {
+  switch (p.vectors) {
     case 1:
-      return product_panel<1>(p);
+      return product_rows<1>(p);
     case 2:
-      return product_panel<2>(p);
+      return product_rows<2>(p);
     case 3:
-      return product_panel<3>(p);
+      return product_rows<3>(p);
     default:
-      return product_panel<4>(p);
+      return product_rows<kVectors>(p);
   }
 }
 
@@ -152,9 +159,14 @@ struct StepRunner {
   float* slot(const Step& s, int r) const { return e.slots + (s.slot * kGroupRows + r) * kChunk; }
   float* result(int r) const { return step.slot < 0 ? e.outputs[row + r] + channel : slot(step, r); }
   const float* leaf(const Step& s, int r) const { return e.leaves[s.leaf * kBlockRows + row + r]; }
+  // Where a step that reads a row finds it.
+  const float* source(const Step& s, int r) const {
+    if (s.part < 0) return leaf(s, r) + channel;
+    return e.product + (row + r) * e.product_stride + s.part * e.part_stride + (channel - e.channel);
+  }
   const float* operand(int index, int r) const {
     const Step& s = e.steps[index];
-    return s.in_place ? leaf(s, r) + channel : slot(s, r);
+    return s.stored ? slot(s, r) : source(s, r);
   }
 
   template <class F>
@@ -170,24 +182,25 @@ struct StepRunner {
     map1(result(r), result(r), channels, [x](Lanes) { return x; });
   }
   void run() const {
+    if (!step.stored) return;
     if (step.fn == Fn::scalar) {
       for (int r = 0; r < rows; ++r) fill(r, step.scalar);
     } else if (step.fn == Fn::splat) {
       for (int r = 0; r < rows; ++r) fill(r, *leaf(step, r));
-    } else if (step.leaf < 0) {
+    } else if (step.leaf < 0 && step.part < 0) {
       with_function(step.fn, *this);
-    } else if (!step.in_place) {  // the last step: the expression is a copy
-      for (int r = 0; r < rows; ++r)
-        map1(leaf(step, r) + channel, result(r), channels, [](Lanes a) { return a; });
+    } else {  // the expression is a copy
+      for (int r = 0; r < rows; ++r) map1(source(step, r), result(r), channels, [](Lanes a) { return a; });
     }
   }
 };
 
 void expression(const ExpressionArgs& e) {
+  const int end = e.channel + e.channels;
   for (int row = 0; row < e.rows; row += kGroupRows) {
     const int rows = e.rows - row < kGroupRows ? e.rows - row : kGroupRows;
-    for (int channel = 0; channel < e.channels; channel += kChunk) {
-      const int channels = e.channels - channel < kChunk ? e.channels - channel : kChunk;
+    for (int channel = e.channel; channel < end; channel += kChunk) {
+      const int channels = end - channel < kChunk ? end - channel : kChunk;
       for (int i = 0; i < e.n_steps; ++i) StepRunner{e, e.steps[i], row, rows, channel, channels}.run();
     }
   }
@@ -291,7 +304,7 @@ void weigh_values(const AttendArgs& a, const float* values, int at, float total,
 
 int64_t attend(const AttendArgs& a) {
   int64_t count = 0;
-  for (int h = 0; h < a.heads; ++h) {
+  for (int h = a.first_head; h < a.end_head; ++h) {
     float* out = a.out + h * a.value_channels;
     int n = 0;
     for (int r = 0; r < a.n_runs; ++r) {
@@ -334,21 +347,13 @@ Weights weights(const float* logits, int n, float inverse_temperature, int32_t* 
   Weights w{0, 0, 0, 0.0f, false};
   w.largest = largest_logit<Lanes>(logits, n, &w.nan);
   if (w.nan || !(w.largest - w.largest == 0.0f)) return w;
-  level_weights<Lanes>(logits, n, w.largest, inverse_temperature, weight);
-  while (logits[w.argmax] != w.largest) ++w.argmax;
-  int64_t total = 0;
-  int32_t allowed = 0;
-  for (int k = 0; k < n; ++k) {
-    total += weight[k] < 0 ? 0 : weight[k];
-    allowed += weight[k] < 0 ? 0 : 1;
-  }
-  w.total = total;
-  w.allowed = allowed;
+  const WeightTotals found = level_weights<Lanes>(logits, n, w.largest, inverse_temperature, weight);
+  w.total = found.total, w.allowed = found.allowed, w.argmax = found.argmax;
   return w;
 }
 
-int64_t frequencies(const int32_t* weight, int n, double scale, uint32_t* frequency, int64_t* block_sums) {
-  return level_frequencies(weight, n, scale, frequency, block_sums);
+int64_t frequencies(const int32_t* weight, int n, double scale, int32_t* frequency, int64_t* block_sums) {
+  return level_frequencies<Lanes>(weight, n, scale, frequency, block_sums);
 }
 
 // ---- the machine's peak ----------------------------------------------------------------------------------
@@ -369,5 +374,3 @@ int64_t peak(int64_t n, float* sink) {
   sum.store(sink + 2);
   return n * kChains * Lanes::kLanes;
 }
-
-constexpr int kPanel = 4 * Lanes::kLanes;

@@ -26,11 +26,14 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
   std::vector<int> free_slots;
   for (int i = 0; i < n; ++i) {
     const Instruction& instruction = op.instructions[i];
-    Step step{instruction.fn, instruction.a, instruction.b, -1, false, -1, 0.0f};
-    const bool reads_row = instruction.fn < Fn::scalar;
-    if (reads_row) {
+    Step step{instruction.fn, instruction.a, instruction.b, -1, -1, true, -1, 0.0f};
+    if (instruction.fn == Fn::product) {
+      const auto found = std::find(packed.parts.begin(), packed.parts.end(), instruction.a);
+      step.part = static_cast<int>(found - packed.parts.begin());
+      step.stored = i + 1 == n;
+    } else if (instruction.fn < Fn::scalar) {
       step.leaf = static_cast<int>(packed.leaves.size());
-      step.in_place = instruction.fn != Fn::splat && i + 1 < n;
+      step.stored = instruction.fn == Fn::splat || i + 1 == n;
       packed.leaves.push_back(instruction);
     } else if (instruction.fn == Fn::scalar) {
       std::memcpy(&step.scalar, &instruction.a, sizeof step.scalar);
@@ -43,7 +46,7 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
       release(instruction.a);
       if (two) release(instruction.b);
     }
-    if (!step.in_place && i + 1 < n) {
+    if (step.stored && i + 1 < n) {
       if (free_slots.empty()) free_slots.push_back(packed.n_slots++);
       step.slot = free_slots.back();
       free_slots.pop_back();
@@ -51,6 +54,34 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
     }
     packed.steps.push_back(step);
   }
+}
+
+// The parts of an op's product, and its output channels as tasks: those whose parts together fill the vectors that
+// are computed at once. Returns the floats of its weights and biases, which begin at `at`.
+int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) {
+  if (op.op == Op::conv && op.instructions.empty()) packed.parts.push_back(0);
+  for (const Instruction& i : op.instructions) {
+    const auto end = packed.parts.end();
+    if (i.fn == Fn::product && std::find(packed.parts.begin(), end, i.a) == end) packed.parts.push_back(i.a);
+  }
+  const int parts = static_cast<int>(packed.parts.size());
+  const int most = parts > 0 ? std::max(kVectors / parts, 1) : (op.channels + lanes - 1) / lanes;
+  const int64_t start = at;
+  for (int channel = 0; channel < op.channels; channel += most * lanes) {
+    const int channels = std::min(op.channels - channel, most * lanes);
+    Task task{channel, channels, (channels + lanes - 1) / lanes, static_cast<int>(packed.panels.size()), 0};
+    for (int part = 0; part < parts; part += kVectors) {
+      const Panel panel{at, 0, part, std::min(parts - part, kVectors)};
+      const int64_t width = static_cast<int64_t>(panel.parts) * task.vectors * lanes;
+      packed.panels.push_back({at, at + op.depth * width, panel.first_part, panel.parts});
+      packed.weights_nbytes += op.depth * width * static_cast<int64_t>(sizeof(float));
+      at = round_up(at + (op.depth + 1) * width, kAlign);
+      ++task.n_panels;
+    }
+    packed.vectors += task.vectors;
+    packed.tasks.push_back(task);
+  }
+  return at - start;
 }
 
 }  // namespace
@@ -74,12 +105,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   for (size_t i = 0; i < ops_.size(); ++i) {
     const OpRecord& op = program_.ops[i];
     PackedOp& packed = ops_[i];
-    for (int column = 0; column < op.product_channels; column += kernels.panel) {
-      const int columns = std::min(kernels.panel, op.product_channels - column);
-      const int64_t padded = round_up(columns, kernels.lanes);
-      packed.panels.push_back({size, size + op.depth * padded, column, columns});
-      size = round_up(size + (op.depth + 1) * padded, kAlign);
-    }
+    if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
     for (const Tap& tap : op.taps) {
       packed.tap_channels.push_back(tap.channels);
       widest = std::max<int64_t>(widest, tap.channels);
@@ -92,33 +118,125 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     most_taps_ = std::max(most_taps_, op.taps.size());
     most_leaves_ = std::max(most_leaves_, packed.leaves.size());
     most_slots_ = std::max(most_slots_, packed.n_slots);
-    most_products_ = std::max<int64_t>(most_products_, op.product_channels);
+    most_products_ = std::max<int64_t>(most_products_, std::max<int64_t>(packed.parts.size(), kVectors) * kernels.lanes);
   }
   packed_ = AlignedFloats(size);
   zeros_ = AlignedFloats(widest);
   for (size_t i = 0; i < ops_.size(); ++i) pack(i);
+  for (const Buffer& b : program_.buffers) {
+    rows_.emplace_back(b.height);
+    for (int32_t y = 0; y < b.height; ++y) rows_.back()[y] = b.offset + y % b.rows * b.row_stride;
+  }
   // An odd number of cache lines, so that the images' rows do not all fall into the same sets of the cache.
   arena_stride_ = round_up(program_.arena_floats, kAlign);
   if (arena_stride_ / kAlign % 2 == 0) arena_stride_ += kAlign;
   int64_t positions = 0;
-  for (const Launch& launch : program_.launches) positions += launch.positions;
-  if (positions > 0) mean_positions_ = static_cast<double>(positions) / program_.launches.size();
+  double work = 0;
+  for (const Launch& launch : program_.launches) {
+    const OpRecord& op = program_.ops[launch.op];
+    positions += launch.positions;
+    work += static_cast<double>(launch.positions) * op.depth * op.product_channels;
+  }
+  if (positions > 0) {
+    mean_positions_ = static_cast<double>(positions) / program_.launches.size();
+    mean_work_ = work / program_.launches.size();
+  }
 }
 
 Engine::~Engine() = default;
 
 void Engine::pack(size_t index) {
   const OpRecord& op = program_.ops[index];
-  for (const Panel& panel : ops_[index].panels) {
-    const int64_t padded = round_up(panel.columns, kernels_.lanes);
-    for (int64_t k = 0; k < op.depth; ++k) {
-      const float* row = data_.data() + op.weight + k * op.product_channels + panel.column;
-      std::copy_n(row, panel.columns, packed_.get() + panel.weights + k * padded);
-    }
-    if (op.bias >= 0) {
-      std::copy_n(data_.data() + op.bias + panel.column, panel.columns, packed_.get() + panel.bias);
+  const PackedOp& packed = ops_[index];
+  for (const Task& task : packed.tasks) {
+    const int64_t width = static_cast<int64_t>(task.vectors) * kernels_.lanes;
+    for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
+      const Panel& panel = packed.panels[p];
+      for (int part = 0; part < panel.parts; ++part) {
+        const int64_t column = packed.parts[panel.first_part + part] + task.channel;
+        float* weights = packed_.get() + panel.weights + part * width;
+        for (int64_t k = 0; k < op.depth; ++k) {
+          std::copy_n(data_.data() + op.weight + k * op.product_channels + column, task.channels,
+                      weights + k * panel.parts * width);
+        }
+        if (op.bias < 0) continue;
+        std::copy_n(data_.data() + op.bias + column, task.channels, packed_.get() + panel.bias + part * width);
+      }
     }
   }
+}
+
+namespace {
+
+// Memory of the arena, from one float up to another. Images count, too: a colour is a float before the arena.
+struct Span {
+  int64_t begin, end;
+};
+
+struct Touched {
+  std::vector<Span> reads, writes;
+};
+
+Touched touched(const Program& program, const OpRecord& op) {
+  Touched t;
+  const auto add = [&](std::vector<Span>& spans, int32_t buffer) {
+    const Buffer& b = program.buffers[buffer];
+    if (b.space != Space::arena) return;
+    const int64_t last = (std::min(b.rows, b.height) - 1) * b.row_stride + (b.width - 1) * b.col_stride;
+    spans.push_back({b.offset, b.offset + last + b.channels});
+  };
+  const Span level = {-1 - op.colour, -op.colour};
+  switch (op.op) {
+    case Op::categorical:
+    case Op::bernoulli:
+      add(t.reads, op.buffer);
+      t.writes.push_back(level);
+      return t;
+    case Op::input:
+      t.reads.push_back(level);
+      break;
+    case Op::attend:
+      for (const Place& p : {op.attention.query, op.attention.key, op.attention.value}) add(t.reads, p.buffer);
+      break;
+    default:
+      for (const Tap& tap : op.taps) add(t.reads, tap.buffer);
+      for (const Instruction& i : op.instructions) {
+        if (i.fn == Fn::load || i.fn == Fn::splat) add(t.reads, i.a);
+      }
+  }
+  add(t.writes, op.buffer);
+  return t;
+}
+
+bool meet(const std::vector<Span>& some, const std::vector<Span>& others) {
+  for (const Span& a : some) {
+    for (const Span& b : others) {
+      if (a.begin < b.end && b.begin < a.end) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+// A launch waits for the other threads of a team if it reads what one since the last wait wrote, or writes what one
+// read or wrote.
+std::vector<bool> Engine::find_waits() const {
+  std::vector<Touched> all;
+  for (const OpRecord& op : program_.ops) all.push_back(touched(program_, op));
+  std::vector<int32_t> since;  // ops launched since the last wait
+  std::vector<bool> waits;
+  waits.reserve(program_.launches.size());
+  for (const Launch& launch : program_.launches) {
+    const Touched& now = all[launch.op];
+    const bool conflict = std::any_of(since.begin(), since.end(), [&](int32_t op) {
+      return meet(now.reads, all[op].writes) || meet(now.writes, all[op].writes) || meet(now.writes, all[op].reads);
+    });
+    waits.push_back(conflict);
+    if (conflict) since.clear();
+    if (std::find(since.begin(), since.end(), launch.op) == since.end()) since.push_back(launch.op);
+  }
+  return waits;
 }
 
 }  // namespace pixelfast

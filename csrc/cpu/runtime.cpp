@@ -1,6 +1,8 @@
 #include "cpu/runtime.h"
 
 #include <algorithm>
+#include <chrono>
+#include <deque>
 #include <stdexcept>
 #include <string>
 
@@ -9,6 +11,8 @@
 
 namespace pixelfast {
 namespace {
+
+constexpr double kWaitWork = 10000;  // multiply-adds that take as long as waiting for another thread
 
 std::string message(const Failure& f) {
   return std::string("[sample] the model gave ") + describe(f.flaw) + " at image " + std::to_string(f.image) +
@@ -29,71 +33,106 @@ struct Shared {
 }  // namespace
 
 // As many images as fill a block of rows, so that weights are read once for many, but no more than the cache
-// holds, or than there are weights to be read; and the same number for each thread.
-int Engine::choose_chunk(int64_t n, int threads) const {
+// holds, or than there are weights to be read; and the same number for each team.
+int Engine::choose_chunk(int64_t n, int teams) const {
   const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
   const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
   const int64_t fitting = std::max<int64_t>(1, std::max(kArenaBytes, weights_nbytes()) / arena_bytes);
   const int64_t most = std::min(filling, fitting);
-  const int64_t rounds = (n + most * threads - 1) / (most * threads);
-  return static_cast<int>((n + rounds * threads - 1) / (rounds * threads));
+  const int64_t rounds = (n + most * teams - 1) / (most * teams);
+  return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
 }
 
-std::unique_ptr<Workspace> Engine::borrow(int images) const {
-  std::unique_ptr<Workspace> w;
+// Threads on images of their own need not wait for each other. Those on the same images must, after nearly every
+// launch, and that pays where launches are long.
+Crew Engine::choose_crew(const Request& r) const {
+  const int threads = r.threads > 0 ? r.threads : default_threads();
+  Crew best{};
+  double least = 0;
+  for (int size = 1; size <= threads; ++size) {
+    if (r.team > 0 && size != std::min(r.team, threads)) continue;
+    Crew crew{static_cast<int>(std::min<int64_t>(threads / size, r.n)), size, 0};
+    crew.chunk = static_cast<int>(std::min<int64_t>(r.n, r.chunk > 0 ? r.chunk : choose_chunk(r.n, crew.teams)));
+    const int64_t chunks = (r.n + crew.chunk - 1) / crew.chunk;
+    crew.teams = static_cast<int>(std::min<int64_t>(crew.teams, chunks));
+    const int64_t rounds = (chunks + crew.teams - 1) / crew.teams;
+    const double work = mean_work_ * crew.chunk;
+    const double cost = static_cast<double>(rounds) * (work / size + (size > 1 ? kWaitWork * size : 0));
+    if (best.size == 0 || cost < least) best = crew, least = cost;
+  }
+  return best;
+}
+
+std::unique_ptr<Workspace> Engine::borrow() const {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!idle_.empty()) {
-      w = std::move(idle_.back());
+      std::unique_ptr<Workspace> w = std::move(idle_.back());
       idle_.pop_back();
+      return w;
     }
   }
-  if (!w) {
-    w = std::make_unique<Workspace>(kernels_, program_.levels);
-    const int64_t stride = (most_products_ + 15) / 16 * 16;
-    w->product = AlignedFloats(stride * kBlockRows);
-    w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
-    w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kGroupRows * kChunk);
-    w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
-    w->leaves.resize(most_leaves_ * kBlockRows);
-    w->outputs.resize(kBlockRows);
-    for (int r = 0; r < kBlockRows; ++r) w->product_rows.push_back(w->product.get() + r * stride);
-  }
-  if (w->arena.size() < arena_stride_ * images) {
-    w->arena = AlignedFloats();  // first free, then allocate
-    w->arena = AlignedFloats(arena_stride_ * images);
-  }
+  auto w = std::make_unique<Workspace>(kernels_, program_.levels);
+  w->product = AlignedFloats(most_products_ * kBlockRows);
+  w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
+  w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kGroupRows * kChunk);
+  w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
+  w->leaves.resize(most_leaves_ * kBlockRows);
+  w->outputs.resize(kBlockRows);
+  for (int r = 0; r < kBlockRows; ++r) w->product_rows.push_back(w->product.get() + r * most_products_);
   return w;
+}
+
+void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  idle_.push_back(std::move(workspace));
 }
 
 int64_t Engine::run(const Request& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
-  const int wanted = request.threads > 0 ? request.threads : default_threads();
-  const int chunk = static_cast<int>(
-      std::min<int64_t>(request.n, request.chunk > 0 ? request.chunk : choose_chunk(request.n, wanted)));
-  const int64_t chunks = (request.n + chunk - 1) / chunk;
-  const int threads = static_cast<int>(std::min<int64_t>(wanted, chunks));
+  const Crew crew = choose_crew(request);
+  if (crew.size > 1) std::call_once(waits_found_, [&] { waits_ = find_waits(); });
   Shared shared;
-  const auto body = [&](int) {
-    std::unique_ptr<Workspace> workspace = borrow(chunk);
+  struct Gang {  // a team, and where its images are
+    explicit Gang(int size) : team(size) {}
+    Team team;
+    float* arena = nullptr;
+    int images = 0;
+  };
+  std::deque<Gang> gangs;
+  for (int i = 0; i < crew.teams; ++i) gangs.emplace_back(crew.size);
+  const auto start = std::chrono::steady_clock::now();
+  const uint64_t start_ticks = ticks();
+  const auto body = [&](int index) {
+    Gang& gang = gangs[index / crew.size];
+    const int rank = index % crew.size;
+    std::unique_ptr<Workspace> workspace = borrow();
     for (;;) {
-      const int64_t first = shared.next_chunk.fetch_add(1) * chunk;
-      if (first >= request.n || shared.stop.load()) break;
-      const int images = static_cast<int>(std::min<int64_t>(chunk, request.n - first));
-      Walker walker(*this, request, *workspace, first, images);
+      if (rank == 0) {
+        gang.team.first_image = shared.next_chunk.fetch_add(1) * crew.chunk;
+        gang.images = static_cast<int>(std::clamp<int64_t>(request.n - gang.team.first_image, 0, crew.chunk));
+        gang.arena = workspace->arena_for(arena_stride_ * crew.chunk);
+      }
+      if (gang.team.wait(shared.stop.load()) || gang.images == 0) break;
+      Walker walker(*this, request, *workspace, gang.arena, gang.team, rank, gang.images);
       const Failure failure = walker.walk(shared.stop, shared.done);
       shared.multiply_adds.fetch_add(walker.multiply_adds());
+      const std::lock_guard<std::mutex> lock(shared.mutex);
       if (failure.flaw != Flaw::none) {
-        const std::lock_guard<std::mutex> lock(shared.mutex);
         if (shared.failure.flaw == Flaw::none) shared.failure = failure;
         shared.stop.store(true);
       }
+      if (request.profile != nullptr) request.profile->add(walker.profile());
     }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    idle_.push_back(std::move(workspace));
+    give_back(std::move(workspace));
   };
   const double total = static_cast<double>(request.n) * std::max<size_t>(program_.step_ends.size(), 1);
-  run_threads(threads, body, [&] { progress(static_cast<double>(shared.done.load()) / total); }, shared.stop);
+  run_threads(crew.teams * crew.size, body, [&] { progress(static_cast<double>(shared.done.load()) / total); },
+              shared.stop);
+  if (request.profile != nullptr) {
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    request.profile->seconds_per_tick = seconds.count() / static_cast<double>(ticks() - start_ticks);
+  }
   if (shared.failure.flaw != Flaw::none) throw std::invalid_argument(message(shared.failure));
   return shared.multiply_adds.load();
 }

@@ -11,10 +11,11 @@
 #include "core/program.h"
 #include "cpu/heads.h"
 #include "cpu/kernels.h"
+#include "cpu/profile.h"
 
 namespace pixelfast {
 
-constexpr int64_t kArenaBytes = int64_t{16} << 20;  // of a thread's chunk: what a share of the L3 cache holds
+constexpr int64_t kArenaBytes = int64_t{16} << 20;  // of a team's chunk: what a share of the L3 cache holds
 
 // Zeroed floats on a 64-byte boundary.
 class AlignedFloats {
@@ -32,19 +33,30 @@ class AlignedFloats {
   int64_t size_ = 0;
 };
 
-// Up to Kernels::panel output channels of an op's product: weights and bias in the order they are read.
+// Parts of an op's product, each of as many vectors as its task has: weights [depth][parts * vectors * lanes], and
+// the bias likewise, as offsets into the packed weights.
 struct Panel {
-  int64_t weights, bias;  // offsets into the packed weights
-  int column, columns;
+  int64_t weights, bias;
+  int first_part, parts;
 };
 
-// An op, made ready to run.
+// Some output channels of an op, from the product to the last instruction.
+struct Task {
+  int channel, channels, vectors;
+  int first_panel, n_panels;
+};
+
+// An op, made ready to run. Its product has a part for each of the offsets at which the expression reads it.
 struct PackedOp {
   std::vector<int32_t> tap_channels;
+  std::vector<int> parts;  // first product channels
   std::vector<Panel> panels;
+  std::vector<Task> tasks;
+  int vectors = 0;  // of outputs, in all tasks
   std::vector<Step> steps;
-  std::vector<Instruction> leaves;  // those that read a row: what `Step::leaf` counts
+  std::vector<Instruction> leaves;  // those that read a row elsewhere: what `Step::leaf` counts
   int n_slots = 0;
+  int64_t weights_nbytes = 0;
 };
 
 struct Request {
@@ -56,10 +68,16 @@ struct Request {
   int64_t n;
   uint64_t seed = 0, first_index = 0;
   Sampling sampling;
-  int threads = 0, chunk = 0;  // 0: as many as is sensible
+  int threads = 0, chunk = 0, team = 0;  // 0: as many as is sensible
+  Profile* profile = nullptr;            // added to, if there is one
 };
 
 struct Workspace;
+
+// How threads share a run: `teams` of them walk chunks of images, `size` threads each.
+struct Crew {
+  int teams, size, chunk;
+};
 
 class Engine {
  public:
@@ -74,27 +92,35 @@ class Engine {
 
   const Program& program() const { return program_; }
   const Kernels& kernels() const { return kernels_; }
+  const std::vector<PackedOp>& ops() const { return ops_; }
   int64_t weights_nbytes() const { return packed_.size() * static_cast<int64_t>(sizeof(float)); }
 
  private:
   friend class Walker;
 
   void pack(size_t op);
-  int choose_chunk(int64_t n, int threads) const;
-  std::unique_ptr<Workspace> borrow(int images) const;
+  std::vector<bool> find_waits() const;
+  Crew choose_crew(const Request& request) const;
+  int choose_chunk(int64_t n, int teams) const;
+  std::unique_ptr<Workspace> borrow() const;
+  void give_back(std::unique_ptr<Workspace> workspace) const;
 
   const Kernels& kernels_;
   Program program_;
   std::vector<float> data_;
+  std::vector<std::vector<int64_t>> rows_;  // of each buffer: where row y begins
   std::vector<PackedOp> ops_;
   AlignedFloats packed_;
   AlignedFloats zeros_;  // what taps outside the grid read
   int64_t arena_stride_ = 0;
-  double mean_positions_ = 1;  // per launch
+  double mean_positions_ = 1, mean_work_ = 0;  // per launch: positions, and multiply-adds of one image
   size_t most_taps_ = 0, most_leaves_ = 0;
   int64_t most_products_ = 0;
   int most_slots_ = 0;
   int64_t most_keys_ = 0;
+
+  mutable std::once_flag waits_found_;
+  mutable std::vector<bool> waits_;  // by launch; for teams
 
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // kept: fresh memory costs page faults

@@ -11,6 +11,27 @@ struct IntLanes {
   IntLanes shl() const {
     return {_mm256_slli_epi32(v, n)};
   }
+  template <int n>
+  IntLanes srl() const {
+    return {_mm256_srli_epi32(v, n)};
+  }
+  static IntLanes load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static IntLanes truncate(struct Lanes x);
+  IntLanes without(IntLanes mask) const { return {_mm256_andnot_si256(mask.v, v)}; }
+  uint32_t sum() const {
+    const __m128i a = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i b = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1))));
+  }
+  // Truncated products with a double.
+  IntLanes scaled(double scale) const {
+    const __m256d s = _mm256_set1_pd(scale);
+    const __m256d near = _mm256_cvtepi32_pd(_mm256_castsi256_si128(v));
+    const __m256d far = _mm256_cvtepi32_pd(_mm256_extracti128_si256(v, 1));
+    return {_mm256_set_m128i(_mm256_cvttpd_epi32(_mm256_mul_pd(far, s)),
+                             _mm256_cvttpd_epi32(_mm256_mul_pd(near, s)))};
+  }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline IntLanes operator-(IntLanes a, IntLanes b) { return {_mm256_sub_epi32(a.v, b.v)}; }
@@ -25,14 +46,19 @@ struct Lanes {
 
   __m256 v;
 
-  static __m256i first(int n) {
+  static __m256i lowest(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
   static Lanes set(float x) { return {_mm256_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm256_loadu_ps(p)}; }
-  static Lanes load(const float* p, int n) { return {_mm256_maskload_ps(p, first(n))}; }
+  static Lanes load(const float* p, int n) { return {_mm256_maskload_ps(p, lowest(n))}; }
   void store(float* p) const { _mm256_storeu_ps(p, v); }
-  void store(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+  void store(float* p, int n) const { _mm256_maskstore_ps(p, lowest(n), v); }
+  void keep() { __asm__("" : "+x"(v)); }  // in a register, as it is now
+  static int first(Mask m) {  // lane of the mask
+    const int bits = _mm256_movemask_ps(m);
+    return bits != 0 ? __builtin_ctz(bits) : kLanes;
+  }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     const __m256 a = _mm256_add_ps(partial[0].v, partial[1].v);
@@ -52,3 +78,4 @@ inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline IntLanes IntLanes::truncate(Lanes x) { return {_mm256_cvttps_epi32(x.v)}; }

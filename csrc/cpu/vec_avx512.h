@@ -11,6 +11,23 @@ struct IntLanes {
   IntLanes shl() const {
     return {_mm512_slli_epi32(v, n)};
   }
+  template <int n>
+  IntLanes srl() const {
+    return {_mm512_srli_epi32(v, n)};
+  }
+  static IntLanes load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+  void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+  static IntLanes truncate(struct Lanes x);
+  IntLanes without(IntLanes mask) const { return {_mm512_andnot_si512(mask.v, v)}; }
+  uint32_t sum() const { return static_cast<uint32_t>(_mm512_reduce_add_epi32(v)); }
+  // Truncated products with a double.
+  IntLanes scaled(double scale) const {
+    const __m512d s = _mm512_set1_pd(scale);
+    const __m512d near = _mm512_cvtepi32_pd(_mm512_castsi512_si256(v));
+    const __m512d far = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1));
+    const __m512i low = _mm512_castsi256_si512(_mm512_cvttpd_epi32(_mm512_mul_pd(near, s)));
+    return {_mm512_inserti64x4(low, _mm512_cvttpd_epi32(_mm512_mul_pd(far, s)), 1)};
+  }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline IntLanes operator-(IntLanes a, IntLanes b) { return {_mm512_sub_epi32(a.v, b.v)}; }
@@ -25,14 +42,16 @@ struct Lanes {
 
   __m512 v;
 
-  static __mmask16 first(int n) {
+  static __mmask16 lowest(int n) {
     return n >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (n > 0 ? n : 0)) - 1);
   }
   static Lanes set(float x) { return {_mm512_set1_ps(x)}; }
   static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
-  static Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  static Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(lowest(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lowest(n), v); }
+  void keep() { __asm__("" : "+v"(v)); }  // in a register, as it is now
+  static int first(Mask m) { return m != 0 ? __builtin_ctz(m) : kLanes; }  // lane of the mask
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     const __m256 far = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(partial->v), 1));
@@ -53,3 +72,4 @@ inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline IntLanes IntLanes::truncate(Lanes x) { return {_mm512_cvttps_epi32(x.v)}; }

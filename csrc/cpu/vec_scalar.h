@@ -11,6 +11,17 @@ struct IntLanes {
   IntLanes shl() const {
     return {static_cast<int32_t>(static_cast<uint32_t>(v) << n)};
   }
+  template <int n>
+  IntLanes srl() const {
+    return {static_cast<int32_t>(static_cast<uint32_t>(v) >> n)};
+  }
+  static IntLanes load(const int32_t* p) { return {*p}; }
+  void store(int32_t* p) const { *p = v; }
+  static IntLanes truncate(struct Lanes x);
+  IntLanes without(IntLanes mask) const { return {v & ~mask.v}; }
+  uint32_t sum() const { return static_cast<uint32_t>(v); }
+  // Truncated products with a double.
+  IntLanes scaled(double scale) const { return {static_cast<int32_t>(static_cast<double>(v) * scale)}; }
 };
 inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
 inline IntLanes operator+(IntLanes a, IntLanes b) {
@@ -37,6 +48,8 @@ struct Lanes {
   void store(float* p, int n) const {
     if (n > 0) *p = v;
   }
+  void keep() {}
+  static int first(Mask m) { return m ? 0 : 1; }  // lane of the mask
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     float s[16];
@@ -66,3 +79,4 @@ inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
 inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
+inline IntLanes IntLanes::truncate(Lanes x) { return {static_cast<int32_t>(x.v)}; }

@@ -7,158 +7,242 @@
 
 namespace pixelfast {
 
-Walker::Walker(const Engine& engine, const Request& request, Workspace& workspace, int64_t first_image,
-               int images)
+Walker::Walker(const Engine& engine, const Request& request, Workspace& workspace, float* arena, Team& team,
+               int rank, int images)
     : engine_(engine),
       program_(engine.program()),
       request_(request),
       work_(workspace),
-      first_image_(first_image),
+      team_(team),
+      rank_(rank),
+      first_image_(team.first_image),
       images_(images) {
   // Only the arena is ever written to: the program has been checked for that.
   float* data = const_cast<float*>(engine.data_.data());
   float* conditions = const_cast<float*>(request.conditions);
-  if (conditions != nullptr) conditions += first_image * program_.condition_floats;
-  bases_[static_cast<int>(Space::arena)] = {workspace.arena.get(), engine.arena_stride_};
+  if (conditions != nullptr) conditions += first_image_ * program_.condition_floats;
+  bases_[static_cast<int>(Space::arena)] = {arena, engine.arena_stride_};
   bases_[static_cast<int>(Space::data)] = {data, 0};
   bases_[static_cast<int>(Space::condition)] = {conditions, program_.condition_floats};
+  if (request.profile != nullptr) profile_.ops.resize(program_.ops.size());
 }
 
 Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) {
+  const uint64_t start = now();
+  const bool alone = team_.size() == 1;
+  bool goes_on = true;
   int32_t launch = 0;
   for (const int32_t end : program_.step_ends) {
     for (; launch < end; ++launch) {
-      if (!run_launch(program_.launches[launch], stop)) return failure_;
+      if (!alone && engine_.waits_[launch]) {
+        const uint64_t arrival = now();
+        const bool stopped = team_.wait(!goes_on);
+        profile_.waiting += now() - arrival;
+        if (stopped) return failure_;
+      }
+      if (goes_on) goes_on = run_launch(program_.launches[launch], stop);
+      if (alone && !goes_on) return failure_;
     }
-    done.fetch_add(images_, std::memory_order_relaxed);
+    if (rank_ == 0) done.fetch_add(images_, std::memory_order_relaxed);
   }
+  team_.wait(!goes_on);
+  profile_.total += now() - start;
   return failure_;
+}
+
+// Either the rows or the output channels of a launch are shared, whichever leaves the slowest thread less to do. A
+// product of few rows takes as long as one of `kFetchedRows`: it waits for its weights.
+Share Walker::share_of(const Launch& launch) const {
+  constexpr int64_t kFetchedRows = 2;
+  const OpRecord& op = program_.ops[launch.op];
+  const int64_t rows = launch.positions * images_;
+  const int parts = op.op == Op::attend ? op.attention.heads : std::max(engine_.ops_[launch.op].vectors, 1);
+  const int size = team_.size();
+  if (size == 1) return {0, rows, 0, parts};
+  const auto cost = [&](int64_t some_rows, int64_t some_parts) {
+    return std::max(some_rows, std::min(kFetchedRows, rows)) * some_parts;
+  };
+  if (cost((rows + size - 1) / size, parts) < cost(rows, (parts + size - 1) / size)) {
+    return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
+  }
+  return {0, rows, parts * rank_ / size, parts * (rank_ + 1) / size};
 }
 
 // Cuts the rows of a launch, images within positions, into blocks of nearly equal size.
 bool Walker::run_launch(const Launch& launch, const std::atomic<bool>& stop) {
-  const int64_t rows = launch.positions * images_;
-  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-  const int size = std::min<int>(kBlockRows, static_cast<int>(((rows + blocks - 1) / blocks + 5) / 6 * 6));
+  const Share share = share_of(launch);
+  int64_t left = share.end_row - share.first_row;
+  if (left == 0 || share.first == share.end) return true;
+  const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
+  const int size = std::min<int>(kBlockRows, static_cast<int>(((left + blocks - 1) / blocks + 5) / 6 * 6));
+  int64_t skip = share.first_row / images_;  // positions
+  int image = static_cast<int>(share.first_row % images_);
   rows_ = n_segments_ = 0;
-  for (int32_t i = launch.first_run; i < launch.first_run + launch.n_runs; ++i) {
-    const Run& run = program_.runs[i];
-    for (int32_t k = 0; k < run.n; ++k) {
-      for (int image = 0; image < images_;) {
-        const int n = std::min(images_ - image, size - rows_);
-        segments_[n_segments_++] = {run.y + k * run.dy, run.x + k * run.dx, image, n};
+  for (const Run* run = &program_.runs[launch.first_run]; left > 0; ++run) {
+    if (skip >= run->n) {
+      skip -= run->n;
+      continue;
+    }
+    int32_t y = run->y + static_cast<int32_t>(skip) * run->dy, x = run->x + static_cast<int32_t>(skip) * run->dx;
+    for (int64_t k = skip; k < run->n && left > 0; ++k, y += run->dy, x += run->dx) {
+      while (image < images_ && left > 0) {
+        const int n = static_cast<int>(std::min<int64_t>(std::min(images_ - image, size - rows_), left));
+        segments_[n_segments_++] = {y, x, image, n};
         rows_ += n;
         image += n;
-        if (rows_ == size) {
-          run_block(launch.op);
+        left -= n;
+        if (rows_ == size || left == 0) {
+          run_block(launch.op, share);
           rows_ = n_segments_ = 0;
           if (failure_.flaw != Flaw::none || stop.load(std::memory_order_relaxed)) return false;
         }
       }
+      image = 0;
     }
+    skip = 0;
   }
-  if (rows_ > 0) run_block(launch.op);
-  return failure_.flaw == Flaw::none && !stop.load(std::memory_order_relaxed);
+  return true;
 }
 
-void Walker::run_block(int32_t index) {
+void Walker::run_block(int32_t index, const Share& share) {
   const OpRecord& op = program_.ops[index];
   const PackedOp& packed = engine_.ops_[index];
+  const uint64_t start = now();
+  const int64_t before = multiply_adds_;
+  uint64_t gathered = start;
   switch (op.op) {
     case Op::input:
-      return run_input(op);
+      run_input(op);
+      break;
     case Op::conv:
-      gather_outputs(op);
-      run_product(op, packed);
-      if (!packed.steps.empty()) run_expression(op, packed);
-      return;
     case Op::map:
-      gather_outputs(op);
-      return run_expression(op, packed);
+      gather_inputs(op, packed);
+      gathered = now();
+      run_tasks(op, packed, share.first, share.end);
+      break;
     case Op::attend:
-      return run_attention(op);
+      run_attention(op, share.first, share.end);
+      break;
     default:
-      return run_head(op);
+      run_head(op);
+      break;
   }
+  if (request_.profile == nullptr) return;
+  OpProfile& p = profile_.ops[index];
+  p.calls += 1;
+  p.rows += rows_;
+  p.multiply_adds += multiply_adds_ - before;
+  p.weights_nbytes += packed.weights_nbytes * (share.end - share.first) / std::max(packed.vectors, 1);
+  p.gather += gathered - start;
+  p.product += product_ticks_;
+  p.total += now() - start;
+  product_ticks_ = 0;
 }
 
-void Walker::gather(const Buffer& buffer, int channel, int stride_y, int stride_x, int dy, int dx,
-                    const float** rows) {
+void Walker::gather(int32_t index, int channel, int stride_y, int stride_x, int dy, int dx, const float** rows) {
+  const Buffer& buffer = program_.buffers[index];
+  const int64_t* const row_of = engine_.rows_[index].data();
   const Base base = bases_[static_cast<int>(buffer.space)];
-  for (int s = 0; s < n_segments_; ++s) {
-    const Segment& segment = segments_[s];
-    const int32_t y = segment.y * stride_y + dy, x = segment.x * stride_x + dx;
+  for (const Segment *s = segments_, *end = segments_ + n_segments_; s != end; ++s) {
+    const int32_t y = s->y * stride_y + dy, x = s->x * stride_x + dx;
     const bool inside = y >= 0 && y < buffer.height && x >= 0 && x < buffer.width;
-    if (!inside) {
-      for (int i = 0; i < segment.n; ++i) *rows++ = engine_.zeros_.get();
-      continue;
+    const float* p = engine_.zeros_.get();
+    int64_t step = 0;
+    if (inside) {
+      p = base.start + row_of[y] + x * buffer.col_stride + channel + s->image * base.image_stride;
+      step = base.image_stride;
     }
-    const int64_t row = y < buffer.rows ? y : y % buffer.rows;
-    const float* p = base.start + buffer.offset + row * buffer.row_stride + x * buffer.col_stride + channel +
-                     segment.image * base.image_stride;
-    for (int i = 0; i < segment.n; ++i, p += base.image_stride) *rows++ = p;
+    for (int i = 0; i < s->n; ++i, p += step) *rows++ = p;
   }
 }
 
-void Walker::gather_outputs(const OpRecord& op) {
-  const Buffer& buffer = program_.buffers[op.buffer];
-  gather(buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
-}
-
-void Walker::run_product(const OpRecord& op, const PackedOp& packed) {
+void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
   const float** inputs = work_.inputs.data();
-  for (size_t t = 0; t < op.taps.size(); ++t) {
-    const Tap& tap = op.taps[t];
-    gather(program_.buffers[tap.buffer], tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx,
-           inputs + t * kBlockRows);
+  for (const Tap& tap : op.taps) {
+    gather(tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, inputs);
+    inputs += kBlockRows;
   }
-  ProductArgs args;
-  args.inputs = inputs;
-  args.tap_channels = packed.tap_channels.data();
-  args.n_taps = static_cast<int>(op.taps.size());
-  args.rows = rows_;
-  args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
-  for (const Panel& panel : packed.panels) {
-    args.weights = engine_.packed_.get() + panel.weights;
-    args.bias = engine_.packed_.get() + panel.bias;
-    args.column = panel.column;
-    args.columns = panel.columns;
-    engine_.kernels_.product(args);
+  const float** leaves = work_.leaves.data();
+  for (const Instruction& leaf : packed.leaves) {
+    if (leaf.fn == Fn::vector) {
+      std::fill_n(leaves, rows_, engine_.data_.data() + leaf.a);
+    } else {
+      gather(leaf.a, leaf.b, 1, 1, leaf.c, leaf.d, leaves);
+    }
+    leaves += kBlockRows;
   }
-  multiply_adds_ += rows_ * op.depth * op.product_channels;
+  gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
 }
 
-void Walker::run_expression(const OpRecord& op, const PackedOp& packed) {
-  for (size_t l = 0; l < packed.leaves.size(); ++l) {
-    const Instruction& leaf = packed.leaves[l];
-    const float** rows = work_.leaves.data() + l * kBlockRows;
-    if (leaf.fn == Fn::product) {
-      for (int r = 0; r < rows_; ++r) rows[r] = work_.product_rows[r] + leaf.a;
-    } else if (leaf.fn == Fn::vector) {
-      std::fill_n(rows, rows_, engine_.data_.data() + leaf.a);
-    } else {
-      gather(program_.buffers[leaf.a], leaf.b, 1, 1, leaf.c, leaf.d, rows);
-    }
-  }
+// The output vectors `first` to `end` of an op, task by task.
+void Walker::run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end) {
+  const int lanes = engine_.kernels_.lanes;
   ExpressionArgs args;
   args.steps = packed.steps.data();
   args.n_steps = static_cast<int>(packed.steps.size());
   args.rows = rows_;
-  args.channels = op.channels;
   args.leaves = work_.leaves.data();
+  args.product = work_.product.get();
+  args.product_stride = engine_.most_products_;
   args.outputs = work_.outputs.data();
   args.slots = work_.slots.get();
-  engine_.kernels_.expression(args);
+  for (const Task& task : packed.tasks) {
+    const int from = std::max(first, 0), to = std::min(end, task.vectors);
+    if (from < to) {
+      args.channel = task.channel + from * lanes;
+      args.channels = std::min(task.channel + to * lanes, task.channel + task.channels) - args.channel;
+      args.part_stride = static_cast<int64_t>(to - from) * lanes;
+      if (task.n_panels > 0) {
+        const uint64_t start = now();
+        run_product(op, packed, task, from, to);
+        product_ticks_ += now() - start;
+        multiply_adds_ += rows_ * op.depth * args.channels * static_cast<int64_t>(packed.parts.size());
+      }
+      if (args.n_steps > 0) engine_.kernels_.expression(args);
+    }
+    first -= task.vectors;
+    end -= task.vectors;
+    if (end <= 0) break;
+  }
 }
 
-void Walker::run_attention(const OpRecord& op) {
+// The vectors `from` to `to` of each part of a task's product; into the outputs if there is no expression.
+void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int from, int to) {
+  const int lanes = engine_.kernels_.lanes;
+  const bool whole = to - from == task.vectors;
+  ProductArgs args;
+  args.inputs = work_.inputs.data();
+  args.tap_channels = packed.tap_channels.data();
+  args.n_taps = static_cast<int>(op.taps.size());
+  args.rows = rows_;
+  args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
+  for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
+    const Panel& panel = packed.panels[p];
+    args.weight_stride = static_cast<int64_t>(panel.parts) * task.vectors * lanes;
+    args.vectors = whole ? panel.parts * task.vectors : to - from;
+    args.columns = args.vectors * lanes;
+    for (int part = 0; part < (whole ? 1 : panel.parts); ++part) {
+      const int64_t at = (static_cast<int64_t>(part) * task.vectors + from) * lanes;
+      args.weights = engine_.packed_.get() + panel.weights + at;
+      args.bias = engine_.packed_.get() + panel.bias + at;
+      args.column = static_cast<int64_t>(panel.first_part + part) * (to - from) * lanes;
+      if (packed.steps.empty()) {
+        args.column = task.channel + from * lanes;
+        args.columns = std::min(args.columns, task.channels - from * lanes);
+      }
+      engine_.kernels_.product(args);
+    }
+  }
+}
+
+void Walker::run_attention(const OpRecord& op, int first_head, int end_head) {
   const Attention& attention = op.attention;
   const Buffer& queries = program_.buffers[attention.query.buffer];
   const Buffer& keys = program_.buffers[attention.key.buffer];
   const Buffer& values = program_.buffers[attention.value.buffer];
   AttendArgs args;
   args.key_stride = keys.col_stride, args.value_stride = values.col_stride;
-  args.heads = attention.heads;
+  args.first_head = first_head, args.end_head = end_head;
   args.key_channels = attention.key_channels, args.value_channels = attention.value_channels;
   args.scores = work_.scores.get();
   args.bias_stride = attention.bias_heads > 1 ? static_cast<int64_t>(queries.width) * keys.width : 0;
@@ -181,7 +265,7 @@ void Walker::run_attention(const OpRecord& op) {
       args.keys = at(keys, attention.key.channel, image);
       args.values = at(values, attention.value.channel, image);
       args.out = at(out, op.channel, image) + x * out.col_stride;
-      multiply_adds_ += engine_.kernels_.attend(args) * attention.heads *
+      multiply_adds_ += engine_.kernels_.attend(args) * (end_head - first_head) *
                         (attention.key_channels + attention.value_channels);
     }
   }
@@ -193,7 +277,7 @@ int64_t Walker::pixel(const Segment& s, int i, int colour) const {
 }
 
 void Walker::run_input(const OpRecord& op) {
-  gather_outputs(op);
+  gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
   const float* table = engine_.data_.data() + op.table;
   float* const* out = work_.outputs.data();
   for (int s = 0; s < n_segments_; ++s) {
@@ -208,7 +292,7 @@ void Walker::run_input(const OpRecord& op) {
 
 void Walker::run_head(const OpRecord& op) {
   const float** logits = work_.inputs.data();
-  gather(program_.buffers[op.buffer], op.channel, 1, 1, 0, 0, logits);
+  gather(op.buffer, op.channel, 1, 1, 0, 0, logits);
   int64_t pixels[kBlockRows];
   float probability[kBlockRows];
   int row = 0;

@@ -1,4 +1,4 @@
-// One thread's walk of a chunk of images through all steps of a program.
+// One thread's walk of a chunk of images through all steps of a program, alone or as one of a team.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/runtime.h"
+#include "cpu/team.h"
 
 namespace pixelfast {
 
@@ -19,8 +20,16 @@ struct Segment {
 struct Workspace {
   Workspace(const Kernels& kernels, int levels) : table(kernels, levels) {}
 
-  AlignedFloats arena;    // one image after another
-  AlignedFloats product;  // [kBlockRows][padded channels]
+  float* arena_for(int64_t floats) {
+    if (arena.size() < floats) {
+      arena = AlignedFloats();  // first free, then allocate
+      arena = AlignedFloats(floats);
+    }
+    return arena.get();
+  }
+
+  AlignedFloats arena;    // for a team whose first thread this is: one image after another
+  AlignedFloats product;  // [kBlockRows][most_products_]
   AlignedFloats slots;
   AlignedFloats scores;                      // of attention: [positions]
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
@@ -35,14 +44,24 @@ struct Failure {
   int32_t y = 0, x = 0, colour = 0;
 };
 
+// A thread's share of a launch: rows, and parts of the output channels: vectors, or heads of attention.
+struct Share {
+  int64_t first_row, end_row;
+  int first, end;
+};
+
 class Walker {
  public:
-  Walker(const Engine& engine, const Request& request, Workspace& workspace, int64_t first_image, int images);
+  // `arena` is the team's.
+  Walker(const Engine& engine, const Request& request, Workspace& workspace, float* arena, Team& team,
+         int rank, int images);
 
-  // Walks until the end, until `stop`, or until logits are flawed; adds `images` to `done` after each step.
+  // Walks until the end, until `stop`, or until some thread of the team finds flawed logits; the first thread
+  // adds `images` to `done` after each step.
   Failure walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done);
 
   int64_t multiply_adds() const { return multiply_adds_; }
+  const Profile& profile() const { return profile_; }
 
  private:
   struct Base {
@@ -50,24 +69,27 @@ class Walker {
     int64_t image_stride;
   };
 
+  Share share_of(const Launch& launch) const;
   bool run_launch(const Launch& launch, const std::atomic<bool>& stop);  // false: stopped before its end
-  void run_block(int32_t op);
-  void run_product(const OpRecord& op, const PackedOp& packed);
-  void run_expression(const OpRecord& op, const PackedOp& packed);
+  void run_block(int32_t op, const Share& share);
+  void run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end);
+  void run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int first, int end);
+  void gather_inputs(const OpRecord& op, const PackedOp& packed);
   void run_input(const OpRecord& op);
   void run_head(const OpRecord& op);
-  void run_attention(const OpRecord& op);
+  void run_attention(const OpRecord& op, int first_head, int end_head);
 
   // Pointers to one channel of a buffer for the rows of the block; to zeros outside the grid.
-  void gather(const Buffer& buffer, int channel, int stride_y, int stride_x, int dy, int dx,
-              const float** rows);
-  void gather_outputs(const OpRecord& op);
+  void gather(int32_t buffer, int channel, int stride_y, int stride_x, int dy, int dx, const float** rows);
   int64_t pixel(const Segment& s, int i, int colour) const;  // its index in images, log_prob and given
+  uint64_t now() const { return request_.profile != nullptr ? ticks() : 0; }
 
   const Engine& engine_;
   const Program& program_;
   const Request& request_;
   Workspace& work_;
+  Team& team_;
+  int rank_;
   int64_t first_image_;
   int images_;
   Base bases_[3];  // by Space
@@ -75,6 +97,8 @@ class Walker {
   int n_segments_ = 0;
   Segment segments_[kBlockRows];
   int64_t multiply_adds_ = 0;
+  uint64_t product_ticks_ = 0;  // of the block
+  Profile profile_;
   Failure failure_;
 };
 
