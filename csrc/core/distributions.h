@@ -34,9 +34,7 @@ struct IntegerSum {
 template <class V>
 static inline V logits_at(const float* logits, int k, int n) {
   if (n - k >= V::kLanes) return V::load(logits + k);
-  float tail[V::kLanes];
-  for (int i = 0; i < V::kLanes; ++i) tail[i] = k + i < n ? logits[k + i] : -__builtin_inff();
-  return V::load(tail);
+  return V::load(logits + k, n - k, V::set(-__builtin_inff()));
 }
 
 // The largest logit and whether any is NaN.
@@ -48,18 +46,10 @@ static inline float largest_logit(const float* logits, int n, bool* nan) {
   for (int k = 0; k < n; k += V::kLanes) {
     const V x = logits_at<V>(logits, k, n);
     good = V::select(V::eq(x, x), good, zero);
-    largest = vmax(x, largest);
+    largest = V::max(x, largest);
   }
-  float lane[V::kLanes], lane_good[V::kLanes];
-  largest.store(lane);
-  good.store(lane_good);
-  float result = lane[0];
-  *nan = false;
-  for (int i = 0; i < V::kLanes; ++i) {
-    result = lane[i] > result ? lane[i] : result;
-    *nan |= lane_good[i] == 0.0f;
-  }
-  return result;
+  *nan = V::first(V::eq(good, zero)) < V::kLanes;
+  return V::largest(largest);
 }
 
 // What the loop over the logits finds besides the weights.

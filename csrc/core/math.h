@@ -4,7 +4,7 @@
 //
 // V is a lane type: V::set, V::fma(a, b, c), V::sqrt, V::select(mask, a, b), V::lt, V::eq, V::bits,
 // V::floats,
-// + - * / on V, and V::Int with + - | and shifts. min and max are a < b ? a : b and a > b ? a : b.
+// V::min (a < b ? a : b), V::max (b < a ? a : b), V::ldexp(p, n) for integral n, + - * / on V, and V::Int with + - & | ^ and shifts.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +13,6 @@ namespace pixelfast {
 
 constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held by the low bits
 constexpr int32_t kRoundingBits = 0x4B400000;
-
-template <class V>
-inline V vmin(V a, V b) {
-  return V::select(V::lt(a, b), a, b);
-}
-
-template <class V>
-inline V vmax(V a, V b) {
-  return V::select(V::lt(b, a), a, b);
-}
 
 template <class V>
 inline V vabs(V x) {
@@ -44,21 +34,24 @@ inline V polynomial(V x, V y, float c, Rest... rest) {
   return polynomial(x, V::fma(y, x, V::set(c)), rest...);
 }
 
+// p * 2^k in two factors, because 2^k alone may be a denormal or overflow where the result does not.
+template <class V>
+inline V ldexp_by_halves(V p, typename V::Int k) {
+  using I = typename V::Int;
+  const I half = k.template sra<1>(), bias = I::set(127);
+  return p * V::floats((half + bias).template shl<23>()) * V::floats((k - half + bias).template shl<23>());
+}
+
 template <class V>
 inline V vexp(V x) {
-  using I = typename V::Int;
-  x = vmax(V::set(-104.0f), vmin(V::set(89.0f), x));
+  x = V::max(V::set(-104.0f), V::min(V::set(89.0f), x));
   const V shifted = V::fma(x, V::set(1.44269504f), V::set(kRounding));
   const V n = shifted - V::set(kRounding);
   const V r = V::fma(n, V::set(-1.42860677e-6f), V::fma(n, V::set(-0.693145752f), x));
   const V q = polynomial(r, V::set(1.9875691500e-4f), 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
                          1.6666665459e-1f, 5.0000001201e-1f);
   const V p = V::fma(q, r * r, r) + V::set(1.0f);
-  // Two factors, because 2^n alone may be a denormal or overflow where the result does not.
-  const I k = V::bits(shifted) - I::set(kRoundingBits);
-  const I half = k.template sra<1>();
-  const I bias = I::set(127);
-  return p * V::floats((half + bias).template shl<23>()) * V::floats((k - half + bias).template shl<23>());
+  return V::ldexp(p, n);
 }
 
 template <class V>
@@ -103,7 +96,7 @@ inline V vsigmoid(V x) {
 
 template <class V>
 inline V vrelu(V x) {
-  return V::select(V::lt(x, V::set(0.0f)), V::set(0.0f), x);
+  return V::max(V::set(0.0f), x);
 }
 
 template <class V>

@@ -124,9 +124,9 @@ inline void with_function(Fn fn, Use use) {
     case Fn::div:
       return use.two([](Lanes a, Lanes b) { return a / b; });
     case Fn::min:
-      return use.two([](Lanes a, Lanes b) { return vmin(a, b); });
+      return use.two([](Lanes a, Lanes b) { return Lanes::min(a, b); });
     case Fn::max:
-      return use.two([](Lanes a, Lanes b) { return vmax(a, b); });
+      return use.two([](Lanes a, Lanes b) { return Lanes::max(a, b); });
     case Fn::neg:
       return use.one([](Lanes a) { return vneg(a); });
     case Fn::abs:
@@ -260,11 +260,8 @@ float dot(const float* a, const float* b, int n) {
 float softmax(float* scores, int n) {
   for (int i = n; i % 16 != 0; ++i) scores[i] = -__builtin_inff();
   Lanes most = Lanes::set(-__builtin_inff());
-  for (int i = 0; i < n; i += Lanes::kLanes) most = vmax(most, Lanes::load(scores + i));
-  float lanes[Lanes::kLanes];
-  most.store(lanes);
-  float largest = lanes[0];
-  for (int i = 1; i < Lanes::kLanes; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  for (int i = 0; i < n; i += Lanes::kLanes) most = Lanes::max(most, Lanes::load(scores + i));
+  const float largest = Lanes::largest(most);
   Lanes partial[kSixteen];
   for (int g = 0; g < kSixteen; ++g) partial[g] = Lanes::set(0.0f);
   for (int i = 0; i < n; i += 16) {

@@ -59,6 +59,14 @@ struct Lanes {
     const int bits = _mm256_movemask_ps(m);
     return bits != 0 ? __builtin_ctz(bits) : kLanes;
   }
+  static float largest(Lanes a) {
+    const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+    const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+  }
+  static Lanes load(const float* p, int n, Lanes others) {
+    return select(_mm256_castsi256_ps(lowest(n)), load(p, n), others);
+  }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     const __m256 a = _mm256_add_ps(partial[0].v, partial[1].v);
@@ -68,6 +76,9 @@ struct Lanes {
   }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {_mm256_sqrt_ps(a.v)}; }
+  static Lanes min(Lanes a, Lanes b) { return {_mm256_min_ps(a.v, b.v)}; }  // b where a comparison fails
+  static Lanes max(Lanes a, Lanes b) { return {_mm256_max_ps(a.v, b.v)}; }
+  static Lanes ldexp(Lanes p, Lanes n);
   static Mask lt(Lanes a, Lanes b) { return _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ); }
   static Mask eq(Lanes a, Lanes b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
   static Lanes select(Mask m, Lanes a, Lanes b) { return {_mm256_blendv_ps(b.v, a.v, m)}; }
@@ -79,3 +90,4 @@ inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline IntLanes IntLanes::truncate(Lanes x) { return {_mm256_cvttps_epi32(x.v)}; }
+inline Lanes Lanes::ldexp(Lanes p, Lanes n) { return ldexp_by_halves(p, IntLanes{_mm256_cvtps_epi32(n.v)}); }

@@ -52,6 +52,10 @@ struct Lanes {
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lowest(n), v); }
   void keep() { __asm__("" : "+v"(v)); }  // in a register, as it is now
   static int first(Mask m) { return m != 0 ? __builtin_ctz(m) : kLanes; }  // lane of the mask
+  static float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
+  static Lanes load(const float* p, int n, Lanes others) {
+    return {_mm512_mask_loadu_ps(others.v, lowest(n), p)};
+  }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     const __m256 far = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(partial->v), 1));
@@ -62,6 +66,9 @@ struct Lanes {
   }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
+  static Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }  // b where a comparison fails
+  static Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
+  static Lanes ldexp(Lanes p, Lanes n);
   static Mask lt(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
   static Mask eq(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
   static Lanes select(Mask m, Lanes a, Lanes b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
@@ -73,3 +80,4 @@ inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline IntLanes IntLanes::truncate(Lanes x) { return {_mm512_cvttps_epi32(x.v)}; }
+inline Lanes Lanes::ldexp(Lanes p, Lanes n) { return {_mm512_scalef_ps(p.v, n.v)}; }

@@ -50,6 +50,8 @@ struct Lanes {
   }
   void keep() {}
   static int first(Mask m) { return m ? 0 : 1; }  // lane of the mask
+  static float largest(Lanes a) { return a.v; }
+  static Lanes load(const float* p, int n, Lanes others) { return {n > 0 ? *p : others.v}; }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     float s[16];
@@ -61,6 +63,9 @@ struct Lanes {
   }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
+  static Lanes min(Lanes a, Lanes b) { return a.v < b.v ? a : b; }
+  static Lanes max(Lanes a, Lanes b) { return b.v < a.v ? a : b; }
+  static Lanes ldexp(Lanes p, Lanes n);
   static Mask lt(Lanes a, Lanes b) { return a.v < b.v; }
   static Mask eq(Lanes a, Lanes b) { return a.v == b.v; }
   static Lanes select(Mask m, Lanes a, Lanes b) { return m ? a : b; }
@@ -80,3 +85,6 @@ inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
 inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
 inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
 inline IntLanes IntLanes::truncate(Lanes x) { return {static_cast<int32_t>(x.v)}; }
+inline Lanes Lanes::ldexp(Lanes p, Lanes n) {  // with no conversion, which NaN would not survive
+  return ldexp_by_halves(p, bits(n + set(kRounding)) - Int::set(kRoundingBits));
+}
