@@ -11,7 +11,10 @@ from .schedule import Schedule
 
 @dataclass(frozen=True)
 class Row:
-    """One op. `elements` run per image, in `launches`; bytes are per image for buffers, in all for weights."""
+    """One op. `elements` run per image, in `launches`; bytes are per image for buffers, in all for weights.
+
+    What the op writes is kept in `slots`, (rows, columns): position (y, x) in slot (y % rows, x % columns).
+    """
 
     name: str
     kind: str
@@ -19,7 +22,7 @@ class Row:
     elements: int
     launches: int
     multiply_adds: int
-    rows: int
+    slots: tuple[int, int]
     buffer_nbytes: int
     weights_nbytes: int
 
@@ -53,7 +56,7 @@ class Explanation:
             "elements",
             "launches",
             "multiply-adds",
-            "rows",
+            "slots",
             "buffer B",
             "weights B",
         )
@@ -64,11 +67,11 @@ class Explanation:
                 r.elements,
                 r.launches,
                 r.multiply_adds,
-                r.rows,
+                "x".join(map(str, r.slots)) if any(r.slots) else "",
                 r.buffer_nbytes,
                 r.weights_nbytes,
             )
-            lines.append((r.name, r.kind, *(f"{n:,}" for n in numbers)))
+            lines.append((r.name, r.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers)))
         totals = (self.launches, self.multiply_adds, "", self.buffer_nbytes, self.weights_nbytes)
         lines.append(("in all", "", "", "", *(f"{n:,}" if n != "" else "" for n in totals)))
         widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
@@ -115,7 +118,7 @@ def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
                 elements=0 if fixed else int((schedule.steps[i] != NEVER).sum()),
                 launches=launches[i],
                 multiply_adds=schedule.multiply_adds_of(i),
-                rows=ring.rows if ring else 0,
+                slots=(ring.rows, ring.columns) if ring else (0, 0),
                 buffer_nbytes=4 * ring.floats if ring else 0,
                 weights_nbytes=weights,
             )

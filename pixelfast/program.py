@@ -39,7 +39,7 @@ _ALIGN = 16  # floats: a cache line
 
 @dataclass(frozen=True, eq=False)
 class Buffer:
-    """Element (y, x, c) lies at offset + (y % rows)*row_stride + x*col_stride + c of its space."""
+    """Element (y, x, c) lies at offset + (y % rows)*row_stride + (x % columns)*col_stride + c of its space."""
 
     space: str
     offset: int
@@ -47,6 +47,7 @@ class Buffer:
     width: int
     channels: int
     rows: int
+    columns: int
     row_stride: int
     col_stride: int
 
@@ -54,7 +55,7 @@ class Buffer:
     def words(self) -> list[int]:
         return [
             _SPACES[self.space], self.offset, self.height, self.width,
-            self.channels, self.rows, self.row_stride, self.col_stride,
+            self.channels, self.rows, self.columns, self.row_stride, self.col_stride,
         ]  # fmt: skip
 
 
@@ -159,9 +160,8 @@ class _Assembler:
                     ring = self.schedule.rings[m.home]
                     by_home[m.home] = len(self.buffers)
                     c = ring.channels
-                    self.buffers.append(
-                        Buffer("arena", offsets[m.home], m.height, m.width, c, ring.rows, ring.width * c, c)
-                    )
+                    slots = (ring.rows, ring.columns, ring.columns * c, c)
+                    self.buffers.append(Buffer("arena", offsets[m.home], m.height, m.width, c, *slots))
                 self.place[op.out] = (by_home[m.home], m.home_channel)
 
     def fixed(self, space: str, offset: int, extent: tuple[int, ...], out: int) -> int:
@@ -170,7 +170,7 @@ class _Assembler:
         height, width = extent
         col = 0 if width == 1 else m.channels
         row = 0 if height == 1 else width * m.channels
-        self.buffers.append(Buffer(space, offset, m.height, m.width, m.channels, height, row, col))
+        self.buffers.append(Buffer(space, offset, m.height, m.width, m.channels, height, width, row, col))
         return len(self.buffers) - 1
 
     def locate(self, ref: int) -> tuple[int, int]:
@@ -216,18 +216,20 @@ class _Assembler:
         b = self.buffers[buffer]
         height, width = self.plan.grid(op)
         offset = b.offset + p_y * b.row_stride + p_x * b.col_stride
-        rows, row_stride, col_stride = b.rows // s_y, b.row_stride * s_y, b.col_stride * s_x
-        self.buffers.append(Buffer(b.space, offset, height, width, b.channels, rows, row_stride, col_stride))
+        rows = height if b.rows == b.height else b.rows // s_y
+        columns = width if b.columns == b.width else b.columns // s_x
+        slots = (rows, columns, b.row_stride * s_y, b.col_stride * s_x)
+        self.buffers.append(Buffer(b.space, offset, height, width, b.channels, *slots))
         return len(self.buffers) - 1, channel
 
     def flat(self, buffer: int, grid: tuple[int, int], first: int, step: int) -> int:
         """The same memory on another grid, as `Instruction.flat` says."""
         b, (height, width) = self.buffers[buffer], grid
-        assert b.rows == b.height
+        assert (b.rows, b.columns) == (b.height, b.width)
         assert b.height == 1 or b.row_stride == b.width * b.col_stride
         stride = step * b.col_stride
         offset = b.offset + first * b.col_stride
-        view = Buffer(b.space, offset, height, width, b.channels, height, width * stride, stride)
+        view = Buffer(b.space, offset, height, width, b.channels, height, width, width * stride, stride)
         self.buffers.append(view)
         return len(self.buffers) - 1
 
@@ -451,8 +453,8 @@ def decode(words: np.ndarray) -> Decoded:
     functions = {code: name for name, (code, _) in FUNCTIONS.items()}
     buffers = []
     for _ in range(n_buffers):
-        buffers.append(Buffer(space[w[at]], *w[at + 1 : at + 8]))
-        at += 8
+        buffers.append(Buffer(space[w[at]], *w[at + 1 : at + C["kBufferWords"]]))
+        at += C["kBufferWords"]
     ops = []
     for _ in range(n_ops):
         name, end = names[w[at]], at + w[at + 1]

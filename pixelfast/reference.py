@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from . import numerics
-from .program import Buffer, Program, Record
+from .program import Buffer, C, Program, Record
 
 _UNARY: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,
@@ -102,7 +102,11 @@ class _Image:
             self.head(op, y, x)
 
     def place(self, b: Buffer, channel: int, y: int, x: int) -> int:
-        return b.offset + (y % b.rows) * b.row_stride + x * b.col_stride + channel
+        return b.offset + (y % b.rows) * b.row_stride + (x % b.columns) * b.col_stride + channel
+
+    def turn_of(self, b: Buffer, y: int, x: int) -> int:
+        """Which of the positions that share a slot this is."""
+        return y // b.rows * C["kMaxSide"] + x // b.columns  # the same in a view of the buffer
 
     def read(self, buffer: int, channel: int, n: int, y: int, x: int) -> np.ndarray:
         b = self.owner.decoded.buffers[buffer]
@@ -110,7 +114,7 @@ class _Image:
             return np.zeros(n, np.float32)
         at = self.place(b, channel, y, x)
         if b.space == "arena":
-            written = (self.turn[at : at + n] == y // b.rows).all()
+            written = (self.turn[at : at + n] == self.turn_of(b, y, x)).all()
             assert written, f"buffer {buffer} is read at ({y}, {x}) before it is written"
             return self.arena[at : at + n]
         source = self.data if b.space == "data" else self.condition
@@ -121,7 +125,7 @@ class _Image:
         b = self.owner.decoded.buffers[buffer]
         at = self.place(b, channel, y, x)
         self.arena[at : at + len(values)] = values
-        self.turn[at : at + len(values)] = y // b.rows
+        self.turn[at : at + len(values)] = self.turn_of(b, y, x)
 
     def product(self, op: Record, y: int, x: int) -> np.ndarray:
         f = op.fields

@@ -10,6 +10,7 @@ ready, and not after anything that reads it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -49,18 +50,18 @@ def _lazy_steps(ready: np.ndarray, due: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """How the rows of the maps that share a home are kept: row y in slot y % rows, `nbytes` per image."""
+    """How the maps that share a home are kept: position (y, x) in slot (y % rows, x % columns)."""
 
     home: int
-    width: int
-    channels: int
     rows: int
+    columns: int
+    channels: int
     first: int  # launch times between which it is in use
     last: int
 
     @property
     def floats(self) -> int:
-        return self.rows * self.width * self.channels
+        return self.rows * self.columns * self.channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +239,7 @@ def _times(dependence: Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarr
 def _lifetimes(
     dependence: Dependence, times: Sequence[np.ndarray]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """For each row of each map, the launch times of its first write and of its last use."""
+    """For each position of each map, the launch times of its first write and of its last use."""
     plan = dependence.plan
     first = [np.full((m.height, m.width), np.iinfo(np.int64).max) for m in plan.maps]
     last = [np.full((m.height, m.width), -1, np.int64) for m in plan.maps]
@@ -249,30 +250,53 @@ def _lifetimes(
             last[op.out][plan.written(op)] = np.maximum(last[op.out][plan.written(op)], when)
         for link in dependence.links[i]:
             link.push(np.maximum, when, last[link.read.map])
-    return [f.min(axis=1) for f in first], [a.max(axis=1) for a in last]
+    return first, last
+
+
+def _slots(first: np.ndarray, last: np.ndarray) -> int:
+    """The least n such that i and i + n, i + 2n, ... (along the first axis) are never in use at once."""
+    after = np.minimum.accumulate(first[::-1])[::-1]  # first use of this one or any later one
+    return next((n for n in range(1, len(first)) if (last[:-n] < after[n:]).all()), len(first))
+
+
+def _extent(first: np.ndarray, last: np.ndarray) -> tuple[int, int]:
+    """Rows and columns of slots that suffice: whole rows of them, or fewer columns and perhaps more rows."""
+    width = first.shape[1]
+    columns = _slots(first.T, last.T)
+    padding = ((0, 0), (0, -width % columns))
+    of_slot = (len(first), -1, columns)
+    rows = _slots(
+        np.pad(first, padding, constant_values=np.iinfo(np.int64).max).reshape(of_slot).min(1),
+        np.pad(last, padding, constant_values=-1).reshape(of_slot).max(1),
+    )
+    return min((_slots(first, last), width), (rows, columns), key=math.prod)
 
 
 def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[int, Ring]:
-    """As few rows per home as never hold two rows that are alive at once in one slot."""
+    """As few slots per home as never hold two positions that are in use at once."""
     homes: dict[int, list[int]] = {}
-    phases: dict[int, int] = {}
-    whole = {plan.maps[read.map].home for op in plan.ops for read in plan.reads(op) if read.flat is not None}
+    phases: dict[int, tuple[int, int]] = {}
+    reads = [read for op in plan.ops for read in plan.reads(op)]
+    whole = {plan.maps[r.map].home for r in reads if r.flat is not None}  # such a read goes from row to row
     for op in plan.ops:
         if isinstance(op, InputOp | ConvOp | MapOp | AttendOp):
             home = plan.maps[op.out].home
             homes.setdefault(home, []).append(op.out)
-            phases[home] = plan.written(op)[0].step
+            phases[home] = tuple(s.step for s in plan.written(op))
+        if isinstance(op, AttendOp):  # goes from position to position
+            attended = np.concatenate([op.query, op.key, op.value])
+            whole |= {plan.maps[m].home for m in [op.out, *np.unique(plan.map_of(attended)).tolist()]}
     rings = {}
     for home, members in homes.items():
-        height = plan.maps[members[0]].height
+        m = plan.maps[members[0]]
         written = np.min([first[m] for m in members], axis=0)
         read = np.max([last[m] for m in members], axis=0)
-        after = np.minimum.accumulate(written[::-1])[::-1]  # first write to this row or any later one
-        rows = next((r for r in range(1, height) if (read[:-r] < after[r:]).all()), height)
-        rows = height if home in whole else rows  # a flat read goes from row to row
-        rows = -(-rows // phases[home]) * phases[home]  # so that a phase of the map is a ring, too
-        channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
-        rings[home] = Ring(
-            home, plan.maps[members[0]].width, channels, rows, int(written.min()), int(read.max())
+        rows, columns = (m.height, m.width) if home in whole else _extent(written, read)
+        # Multiples of the steps of a phase, so that it is a ring, too.
+        rows, columns = (
+            size if size == extent else -(-size // step) * step
+            for size, extent, step in zip((rows, columns), (m.height, m.width), phases[home], strict=True)
         )
+        channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
+        rings[home] = Ring(home, rows, columns, channels, int(written.min()), int(read.max()))
     return rings

@@ -29,10 +29,13 @@ class Tiny:
         self.data = np.concatenate([self.data, np.asarray(values, np.float32).ravel()])
         return offset
 
-    def buffer(self, channels, *, grid=None, rows=None, space="arena", broadcast=False, values=None):
+    def buffer(
+        self, channels, *, grid=None, rows=None, columns=None, space="arena", broadcast=False, values=None
+    ):
         height, width = grid or self.shape[1:]
         rows = height if rows is None else rows
-        size = channels if broadcast else rows * width * channels
+        columns = width if columns is None else columns
+        size = channels if broadcast else rows * columns * channels
         if space == "arena":
             offset = self.arena + 3  # odd offsets: nothing may rely on alignment
             self.arena = offset + size
@@ -40,8 +43,8 @@ class Tiny:
             offset, self.condition = self.condition, self.condition + size
         else:
             offset = self.add_data(values)
-        strides = (0, 0) if broadcast else (width * channels, channels)
-        self.buffers.append((SPACES[space], offset, height, width, channels, rows, *strides))
+        strides = (0, 0) if broadcast else (columns * channels, channels)
+        self.buffers.append((SPACES[space], offset, height, width, channels, rows, columns, *strides))
         return len(self.buffers) - 1
 
     def op(self, name, *body):
@@ -111,8 +114,8 @@ class BruteForce:
         self.functions = {code: name for name, (code, _) in FUNCTIONS.items()}
 
     def at(self, buffer, channel, y, x):
-        space, offset, _, _, _, rows, row_stride, col_stride = self.t.buffers[buffer]
-        return space, offset + (y % rows) * row_stride + x * col_stride + channel
+        space, offset, _, _, _, rows, columns, row_stride, col_stride = self.t.buffers[buffer]
+        return space, offset + (y % rows) * row_stride + (x % columns) * col_stride + channel
 
     def read(self, buffer, channel, channels, y, x):
         _, _, height, width = self.t.buffers[buffer][:4]

@@ -418,7 +418,7 @@ def test_sums_have_sixteen_parts(n):
 def test_damaged_attention_is_named(word, value, message):
     program = compiled("biased", (1, 3, 4)).program
     words = program.words.copy()
-    at = pf.program.C["kHeaderWords"] + 8 * len(program.decoded.buffers)
+    at = pf.program.C["kHeaderWords"] + pf.program.C["kBufferWords"] * len(program.decoded.buffers)
     for op in program.decoded.ops:
         if op.name == "attend":
             break

@@ -50,7 +50,7 @@ class Memory:
         buffer, channel = self.assembler.place[m]
         b = self.assembler.buffers[buffer]
         y, x = positions.T
-        at = b.offset + (y % b.rows) * b.row_stride + x * b.col_stride + channel
+        at = b.offset + (y % b.rows) * b.row_stride + (x % b.columns) * b.col_stride + channel
         return at[:, None] + np.arange(self.plan.maps[m].channels)
 
     def labels(self, m: int, positions: np.ndarray) -> np.ndarray:
@@ -84,13 +84,13 @@ def test_what_is_read_is_still_there(case_, order):
 
 
 rings = st.builds(
-    lambda home, width, channels, rows, first, length: S.Ring(
-        home, width, channels, rows, first, first + length
+    lambda home, rows, columns, channels, first, length: S.Ring(
+        home, rows, columns, channels, first, first + length
     ),
     st.just(0),
+    st.integers(1, 4),
     st.integers(1, 9),
     st.integers(1, 20),
-    st.integers(1, 4),
     st.integers(0, 30),
     st.integers(0, 12),
 )
@@ -98,7 +98,7 @@ rings = st.builds(
 
 @given(st.lists(rings, max_size=12))
 def test_rings_in_use_together_do_not_overlap(found):
-    found = [S.Ring(i, r.width, r.channels, r.rows, r.first, r.last) for i, r in enumerate(found)]
+    found = [S.Ring(i, r.rows, r.columns, r.channels, r.first, r.last) for i, r in enumerate(found)]
     offsets, total = program.allocate(found)
     spans = {r.home: (offsets[r.home], offsets[r.home] + r.floats) for r in found}
     assert all(start % 16 == 0 and end <= total for start, end in spans.values())

@@ -228,57 +228,71 @@ def test_a_strided_layer_runs_once_a_row_of_blocks():
 # --- rings ------------------------------------------------------------------------------------------------
 
 
-def rows_needed(schedule: S.Schedule) -> dict[int, int]:
-    """By home, the fewest slots such that rows which are kept at the same time never share one.
-
-    A row is kept from its first write to its last read, as the launches tell.
-    """
+def spans(schedule: S.Schedule) -> dict[int, dict[tuple[int, int], list[int]]]:
+    """By home and position, the launches between which it is kept: from its first write to its last read."""
     plan = schedule.plan
-    kept: dict[int, dict[int, list[int]]] = {}
+    kept: dict[int, dict[tuple[int, int], list[int]]] = {}
     for now, (_, i, positions) in enumerate(schedule.launches()):
         op = plan.ops[i]
         touched = []
         if not isinstance(op, HeadOp):
-            rows, _ = plan.written(op)
-            touched += [(op.out, y * (rows.step or 1) + rows.start) for y in positions[:, 0].tolist()]
+            rows, columns = plan.written(op)
+            places = positions * (rows.step, columns.step) + (rows.start, columns.start)
+            touched += [(op.out, y, x) for y, x in places.tolist()]
         for read in plan.reads(op):
             m = plan.maps[read.map]
             at = positions * read.stride + (read.dy, read.dx)
             inside = ((at >= 0) & (at < (m.height, m.width))).all(1)
-            touched += [(read.map, y) for y in at[inside, 0].tolist()]
-        for m, y in touched:
-            span = kept.setdefault(plan.maps[m].home, {}).setdefault(y, [now, now])
+            touched += [(read.map, y, x) for y, x in at[inside].tolist()]
+        for m, *at in touched:
+            span = kept.setdefault(plan.maps[m].home, {}).setdefault(tuple(at), [now, now])
             span[1] = now
-    found = {}
-    for home, spans in kept.items():
-        for rows in range(1, plan.maps[home].height + 1):
-            pairs = itertools.combinations(spans, 2)
-            clash = ((a - b) % rows == 0 and overlap(spans[a], spans[b]) for a, b in pairs)
-            if not any(clash):
-                break
-        found[home] = rows
-    return found
+    return kept
 
 
-def overlap(a: list[int], b: list[int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]
+def clashes(kept: dict[tuple[int, int], list[int]], rows: int, columns: int) -> bool:
+    """Whether two positions that share a slot are kept at the same time."""
+    slots: dict[tuple[int, int], list[list[int]]] = {}
+    for (y, x), span in kept.items():
+        slots.setdefault((y % rows, x % columns), []).append(span)
+    return any(b[0] <= a[1] for s in slots.values() for a, b in itertools.pairwise(sorted(s)))
 
 
 @every_network
 @pytest.mark.parametrize("order", ORDERS)
-def test_rings_are_as_small_as_can_be(case_, order):
+def test_rings_hold_what_is_kept_and_little_more(case_, order):
     schedule = get(case_).sampler(order, "reference").schedule
-    needed = rows_needed(schedule)
+    kept = spans(schedule)
     for home, ring in schedule.rings.items():
-        assert ring.rows == needed.get(home, 1), schedule.plan.maps[home].name
+        m = schedule.plan.maps[home]
+        assert not clashes(kept.get(home, {}), ring.rows, ring.columns), m.name
+        most = next(r for r in range(1, m.height + 1) if not clashes(kept.get(home, {}), r, m.width))
+        assert ring.rows * ring.columns <= most * m.width
+        if ring.columns < m.width and ring.columns > 1:
+            assert clashes(kept[home], m.height, ring.columns - 1)
+        if ring.rows > 1:
+            assert clashes(kept[home], ring.rows - 1, ring.columns)
+
+
+@pytest.mark.parametrize(("order", "most"), [("raster", 2), ("wavefront", 3)])
+def test_what_only_its_own_position_reads_needs_a_slot_for_each_row_at_work(order, most):
+    model = pf.models.PixelCNN(levels=2, hidden=4, layers=2).eval()
+    schedule = pf.compile(model, shape=(1, 7, 9), order=order).schedule
+    (logits,) = (op.refs for op in schedule.plan.ops if isinstance(op, HeadOp))
+    home = int(schedule.plan.map_of(logits[:1])[0])
+    assert schedule.rings[home].columns == 1
+    assert schedule.rings[home].rows <= most
 
 
 def test_rings_of_phases_hold_whole_phases():
     schedule = pyramid().sampler("raster", "reference").schedule
-    needed = rows_needed(schedule)
+    kept = spans(schedule)
     for home, ring in schedule.rings.items():
-        step = 2 if schedule.plan.maps[home].name == "up" else 1
-        assert ring.rows == -(-needed[home] // step) * step
+        m = schedule.plan.maps[home]
+        assert not clashes(kept[home], ring.rows, ring.columns)
+        if m.name == "up":
+            assert ring.rows % 2 == 0 or ring.rows == m.height
+            assert ring.columns % 2 == 0 or ring.columns == m.width
 
 
 # --- verify -----------------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ struct WeightTotals {
   int32_t allowed, argmax;
 };
 
-// weight[k] = w_k, and -1 where logit_k is -inf and up to the next multiple of the lanes. `largest` must be finite
-// and no logit NaN.
+// weight[k] = w_k, and -1 where logit_k is -inf and up to the next multiple of the lanes. `largest` must be
+// finite and no logit NaN.
 template <class V>
 static inline WeightTotals level_weights(const float* logits, int n, float largest, float inverse_temperature,
                                          int32_t* weight) {
@@ -90,8 +90,8 @@ static inline WeightTotals level_weights(const float* logits, int n, float large
   return found;
 }
 
-// Fills frequency[k] and block_sums[k / kFrequencyBlock] without the remainder; returns their sum. Weights are
-// as level_weights leaves them; frequencies have as much room.
+// Fills frequency[k] and block_sums[k / kFrequencyBlock] without the remainder; returns their sum. Weights
+// are as level_weights leaves them; frequencies have as much room.
 template <class V>
 static inline int64_t level_frequencies(const int32_t* weight, int n, double scale, int32_t* frequency,
                                         int64_t* block_sums) {

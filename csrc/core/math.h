@@ -4,7 +4,8 @@
 //
 // V is a lane type: V::set, V::fma(a, b, c), V::sqrt, V::select(mask, a, b), V::lt, V::eq, V::bits,
 // V::floats,
-// V::min (a < b ? a : b), V::max (b < a ? a : b), V::ldexp(p, n) for integral n, + - * / on V, and V::Int with + - & | ^ and shifts.
+// V::min (a < b ? a : b), V::max (b < a ? a : b), V::ldexp(p, n) for integral n, + - * / on V, and V::Int
+// with + - & | ^ and shifts.
 #pragma once
 
 #include <cstdint>

@@ -62,11 +62,12 @@ Buffer read_buffer(Reader& in, const Program& program, int64_t n_data) {
   b.width = in.take("width", 1, kMaxSide);
   b.channels = in.take("channels", 1, kMaxSide);
   b.rows = in.take("rows", 1, kMaxSide);
+  b.columns = in.take("columns", 1, kMaxSide);
   b.row_stride = in.take("row_stride");
   b.col_stride = in.take("col_stride");
   // Sides of 20 bits times strides of 32: no overflow.
   const int64_t last_row = (std::min(b.rows, b.height) - 1) * b.row_stride;
-  const int64_t last_col = (b.width - 1) * b.col_stride;
+  const int64_t last_col = (std::min(b.columns, b.width) - 1) * b.col_stride;
   const int64_t low = b.offset + std::min<int64_t>(last_row, 0) + std::min<int64_t>(last_col, 0);
   const int64_t high =
       b.offset + std::max<int64_t>(last_row, 0) + std::max<int64_t>(last_col, 0) + b.channels;
@@ -180,7 +181,8 @@ Place take_place(Reader& in, const Program& program, const char* name, int64_t c
   Place place;
   place.buffer = in.take(name, 0, static_cast<int64_t>(program.buffers.size()) - 1);
   const Buffer& b = program.buffers[place.buffer];
-  in.require(b.height == 1, std::string(name) + " must have one row");
+  in.require(b.height == 1 && b.columns >= b.width,
+             std::string(name) + " must have one row, and all of its columns");
   in.require(channels <= b.channels,
              std::string(name) + " must have at least " + std::to_string(channels) + " channels");
   place.channel = in.take("channel", 0, b.channels - channels);
@@ -193,7 +195,8 @@ void read_attention(Reader& in, const Program& program, OpRecord& op, int64_t n_
   op.buffer = in.take("out_buffer", 0, n_buffers - 1);
   const Buffer& out = program.buffers[op.buffer];
   op.channel = in.take("out_channel", 0, out.channels - 1);
-  in.require(out.space == Space::arena && out.height == 1, "attention writes to a sequence in the arena");
+  in.require(out.space == Space::arena && out.height == 1 && out.columns >= out.width,
+             "attention writes to a sequence in the arena");
   a.heads = in.take("heads", 1, kMaxSide);
   a.key_channels = in.take("key_channels", 1, kMaxSide);
   a.value_channels = in.take("value_channels", 1, kMaxSide);

@@ -3,7 +3,7 @@
 //   words = header | buffers | ops | launches
 //
 //   header    kHeaderWords words, in the order of enum Header
-//   buffer    space, offset, height, width, channels, rows, row_stride, col_stride
+//   buffer    space, offset, height, width, channels, rows, columns, row_stride, col_stride
 //   op        opcode, n_words (of the whole record), then
 //     input        colour, out_buffer, out_channel, out_channels, table     table: data[levels][out_channels]
 //     conv, map    out_buffer, out_channel, out_channels, stride_y, stride_x, product_channels, weight, bias,
@@ -18,7 +18,8 @@
 //   launch    op, n_runs, then a run each: y, x, n, dy, dx                   positions (y + i*dy, x + i*dx),
 //   i < n step      kStepMark, 0                                                   ends a step
 //
-// Element (y, x, c) of a buffer lies at offset + (y % rows)*row_stride + x*col_stride + c of its space:
+// Element (y, x, c) of a buffer lies at offset + (y % rows)*row_stride + (x % columns)*col_stride + c of its
+// space:
 //   arena       scratch, one per image (arena_floats each)
 //   data        the Program's own table, shared by all images
 //   condition   what the caller passes, one block per image (condition_floats each)
@@ -37,7 +38,7 @@
 //   score[k] = dot(query[x], key[k]) (+ bias[head][x][k]), weight[k] = exp(score[k] - the largest score),
 //   out[j] = (one chain of fma(weight[k], value[k][j], .) from 0 on) / total(weight); 0 where there is no
 //   run. dot and total are sixteen interleaved partial sums, added pairwise, the far half to the near one.
-//   Its buffers have one row.
+//   Its buffers have one row, and no two positions share a column.
 //
 // Positions of one launch run in any order: none reads what another of them writes. At its own position an
 // op may load exactly the channels that it writes (in place); its taps may not read them.
@@ -53,9 +54,9 @@
 namespace pixelfast {
 
 constexpr int32_t kMagic = 0x31465850;  // "PXF1"
-constexpr int32_t kVersion = 1;
+constexpr int32_t kVersion = 2;
 constexpr int32_t kStepMark = -1;
-constexpr int kBufferWords = 8;
+constexpr int kBufferWords = 9;
 constexpr int kTapWords = 5;
 constexpr int kInstructionWords = 5;
 constexpr int kRunWords = 5;
@@ -100,7 +101,7 @@ constexpr int64_t kMaxLevels = 1 << 16;
 struct Buffer {
   Space space;
   int64_t offset;
-  int32_t height, width, channels, rows;
+  int32_t height, width, channels, rows, columns;
   int64_t row_stride, col_stride;
 };
 

@@ -102,9 +102,9 @@ class CpuProgram {
                 length(data, "[program] data"), find_kernels(isa.value_or(""))) {}
 
   py::object run(const py::object& images, const py::object& log_prob, const py::object& given,
-           const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
-           int64_t top_k, double top_p, int threads, int chunk, int team, const py::object& progress,
-           bool profiled) {
+                 const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
+                 int64_t top_k, double top_p, int threads, int chunk, int team, const py::object& progress,
+                 bool profiled) {
     const Program& p = engine_.program();
     const py::ssize_t n =
         py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0
@@ -254,7 +254,8 @@ py::array_t<uint32_t> table(const FloatArray& logits, double temperature, int64_
   const Flaw flaw = t.build(logits.data(), sampling_of(temperature, top_k, top_p));
   if (flaw != Flaw::none) fail(std::string("[sample] the model gave ") + describe(flaw));
   py::array_t<uint32_t> frequencies(logits.size());
-  for (py::ssize_t k = 0; k < logits.size(); ++k) frequencies.mutable_data()[k] = t.frequency(static_cast<int>(k));
+  for (py::ssize_t k = 0; k < logits.size(); ++k)
+    frequencies.mutable_data()[k] = t.frequency(static_cast<int>(k));
   return frequencies;
 }
 

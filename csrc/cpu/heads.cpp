@@ -21,9 +21,7 @@ const char* describe(Flaw flaw) {
 }
 
 LevelTable::LevelTable(const Kernels& kernels, int levels)
-    : kernels_(kernels),
-      levels_(levels),
-      block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
+    : kernels_(kernels), levels_(levels), block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
   weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
   frequency_.resize(weight_.size());
 }
@@ -62,7 +60,8 @@ Flaw LevelTable::build(const float* logits, const Sampling& sampling) {
   const double scale = static_cast<double>(kFrequencyTotal - w.allowed) / static_cast<double>(w.total);
   const int64_t sum =
       kernels_.frequencies(weight_.data(), levels_, scale, frequency_.data(), block_sums_.data());
-  frequency_[w.argmax] = static_cast<int32_t>(frequency(w.argmax) + static_cast<uint32_t>(kFrequencyTotal - sum));
+  frequency_[w.argmax] =
+      static_cast<int32_t>(frequency(w.argmax) + static_cast<uint32_t>(kFrequencyTotal - sum));
   block_sums_[w.argmax / kFrequencyBlock] += kFrequencyTotal - sum;
   return Flaw::none;
 }

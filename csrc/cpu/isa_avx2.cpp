@@ -15,8 +15,8 @@ constexpr int kAccumulators = 12;  // registers for sums
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",  Lanes::kLanes, product, expression,   attend,
-    weights, frequencies,   unary,  binary,  multiply_add, peak,
+    "avx2",      Lanes::kLanes, product, expression,   attend, weights,
+    frequencies, unary,         binary,  multiply_add, peak,
 };
 
 }  // namespace pixelfast

@@ -15,8 +15,8 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512", Lanes::kLanes, product, expression,   attend,
-    weights,  frequencies,   unary,  binary,  multiply_add, peak,
+    "avx512",    Lanes::kLanes, product, expression,   attend, weights,
+    frequencies, unary,         binary,  multiply_add, peak,
 };
 
 }  // namespace pixelfast

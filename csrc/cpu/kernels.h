@@ -19,12 +19,12 @@ struct ProductArgs {
   int n_taps;
   int rows;
   int vectors;
-  const float* weights;    // [depth][weight_stride], of which vectors * lanes are used
-  int64_t weight_stride;   // floats
-  const float* bias;       // [vectors * lanes]
-  float* const* outputs;   // [rows]
-  int64_t column;          // of the outputs
-  int columns;             // that the outputs have room for
+  const float* weights;   // [depth][weight_stride], of which vectors * lanes are used
+  int64_t weight_stride;  // floats
+  const float* bias;      // [vectors * lanes]
+  float* const* outputs;  // [rows]
+  int64_t column;         // of the outputs
+  int columns;            // that the outputs have room for
 };
 
 // One instruction of an expression, made ready to run.
@@ -41,13 +41,13 @@ struct Step {
 struct ExpressionArgs {
   const Step* steps;
   int n_steps;
-  int rows, channel, channels;   // the outputs `channel` to `channel + channels`
-  const float* const* leaves;    // [n_leaves][kBlockRows]
-  const float* product;          // [kBlockRows][product_stride]
+  int rows, channel, channels;  // the outputs `channel` to `channel + channels`
+  const float* const* leaves;   // [n_leaves][kBlockRows]
+  const float* product;         // [kBlockRows][product_stride]
   int64_t product_stride;
-  int64_t part_stride;           // floats from a part of the product to the next
-  float* const* outputs;         // [rows]
-  float* slots;                  // [n_slots][kGroupRows][kChunk], initialised
+  int64_t part_stride;    // floats from a part of the product to the next
+  float* const* outputs;  // [rows]
+  float* slots;           // [n_slots][kGroupRows][kChunk], initialised
 };
 
 // Attention of one position, for all heads.
@@ -80,8 +80,7 @@ struct Kernels {
   int64_t (*attend)(const AttendArgs&);  // returns the positions attended to
   // The two loops over levels of core/distributions.h.
   Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
-  int64_t (*frequencies)(const int32_t* weight, int n, double scale, int32_t* frequency,
-                         int64_t* block_sums);
+  int64_t (*frequencies)(const int32_t* weight, int n, double scale, int32_t* frequency, int64_t* block_sums);
   void (*unary)(Fn fn, const float* x, float* y, int64_t n);
   void (*binary)(Fn fn, const float* a, const float* b, float* y, int64_t n);
   void (*fma)(const float* a, const float* b, const float* c, float* y, int64_t n);

@@ -7,7 +7,8 @@
 // Rows of a register tile that leave room for the weights and a broadcast.
 constexpr int tile_rows(int vectors) { return kAccumulators / vectors < 6 ? kAccumulators / vectors : 6; }
 
-// `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the taps.
+// `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the
+// taps.
 template <int kRows, int kCount>
 void product_tile(const ProductArgs& p, int row) {
   Lanes acc[kRows][kCount];

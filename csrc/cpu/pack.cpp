@@ -56,8 +56,8 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
   }
 }
 
-// The parts of an op's product, and its output channels as tasks: those whose parts together fill the vectors that
-// are computed at once. Returns the floats of its weights and biases, which begin at `at`.
+// The parts of an op's product, and its output channels as tasks: those whose parts together fill the vectors
+// that are computed at once. Returns the floats of its weights and biases, which begin at `at`.
 int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) {
   if (op.op == Op::conv && op.instructions.empty()) packed.parts.push_back(0);
   for (const Instruction& i : op.instructions) {
@@ -118,14 +118,17 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     most_taps_ = std::max(most_taps_, op.taps.size());
     most_leaves_ = std::max(most_leaves_, packed.leaves.size());
     most_slots_ = std::max(most_slots_, packed.n_slots);
-    most_products_ = std::max<int64_t>(most_products_, std::max<int64_t>(packed.parts.size(), kVectors) * kernels.lanes);
+    most_products_ =
+        std::max<int64_t>(most_products_, std::max<int64_t>(packed.parts.size(), kVectors) * kernels.lanes);
   }
   packed_ = AlignedFloats(size);
   zeros_ = AlignedFloats(widest);
   for (size_t i = 0; i < ops_.size(); ++i) pack(i);
   for (const Buffer& b : program_.buffers) {
-    rows_.emplace_back(b.height);
-    for (int32_t y = 0; y < b.height; ++y) rows_.back()[y] = b.offset + y % b.rows * b.row_stride;
+    Places places;
+    for (int32_t y = 0; y < b.height; ++y) places.rows.push_back(b.offset + y % b.rows * b.row_stride);
+    for (int32_t x = 0; x < b.width; ++x) places.columns.push_back(x % b.columns * b.col_stride);
+    places_.push_back(std::move(places));
   }
   // An odd number of cache lines, so that the images' rows do not all fall into the same sets of the cache.
   arena_stride_ = round_up(program_.arena_floats, kAlign);
@@ -160,7 +163,8 @@ void Engine::pack(size_t index) {
                       weights + k * panel.parts * width);
         }
         if (op.bias < 0) continue;
-        std::copy_n(data_.data() + op.bias + column, task.channels, packed_.get() + panel.bias + part * width);
+        std::copy_n(data_.data() + op.bias + column, task.channels,
+                    packed_.get() + panel.bias + part * width);
       }
     }
   }
@@ -182,7 +186,8 @@ Touched touched(const Program& program, const OpRecord& op) {
   const auto add = [&](std::vector<Span>& spans, int32_t buffer) {
     const Buffer& b = program.buffers[buffer];
     if (b.space != Space::arena) return;
-    const int64_t last = (std::min(b.rows, b.height) - 1) * b.row_stride + (b.width - 1) * b.col_stride;
+    const int64_t last =
+        (std::min(b.rows, b.height) - 1) * b.row_stride + (std::min(b.columns, b.width) - 1) * b.col_stride;
     spans.push_back({b.offset, b.offset + last + b.channels});
   };
   const Span level = {-1 - op.colour, -op.colour};
@@ -196,7 +201,8 @@ Touched touched(const Program& program, const OpRecord& op) {
       t.reads.push_back(level);
       break;
     case Op::attend:
-      for (const Place& p : {op.attention.query, op.attention.key, op.attention.value}) add(t.reads, p.buffer);
+      for (const Place& p : {op.attention.query, op.attention.key, op.attention.value})
+        add(t.reads, p.buffer);
       break;
     default:
       for (const Tap& tap : op.taps) add(t.reads, tap.buffer);
@@ -219,8 +225,8 @@ bool meet(const std::vector<Span>& some, const std::vector<Span>& others) {
 
 }  // namespace
 
-// A launch waits for the other threads of a team if it reads what one since the last wait wrote, or writes what one
-// read or wrote.
+// A launch waits for the other threads of a team if it reads what one since the last wait wrote, or writes
+// what one read or wrote.
 std::vector<bool> Engine::find_waits() const {
   std::vector<Touched> all;
   for (const OpRecord& op : program_.ops) all.push_back(touched(program_, op));
@@ -230,7 +236,8 @@ std::vector<bool> Engine::find_waits() const {
   for (const Launch& launch : program_.launches) {
     const Touched& now = all[launch.op];
     const bool conflict = std::any_of(since.begin(), since.end(), [&](int32_t op) {
-      return meet(now.reads, all[op].writes) || meet(now.writes, all[op].writes) || meet(now.writes, all[op].reads);
+      return meet(now.reads, all[op].writes) || meet(now.writes, all[op].writes) ||
+             meet(now.writes, all[op].reads);
     });
     waits.push_back(conflict);
     if (conflict) since.clear();

@@ -43,8 +43,8 @@ int Engine::choose_chunk(int64_t n, int teams) const {
   return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
 }
 
-// Threads on images of their own need not wait for each other. Those on the same images must, after nearly every
-// launch, and that pays where launches are long.
+// Threads on images of their own need not wait for each other. Those on the same images must, after nearly
+// every launch, and that pays where launches are long.
 Crew Engine::choose_crew(const Request& r) const {
   const int threads = r.threads > 0 ? r.threads : default_threads();
   Crew best{};
@@ -52,7 +52,8 @@ Crew Engine::choose_crew(const Request& r) const {
   for (int size = 1; size <= threads; ++size) {
     if (r.team > 0 && size != std::min(r.team, threads)) continue;
     Crew crew{static_cast<int>(std::min<int64_t>(threads / size, r.n)), size, 0};
-    crew.chunk = static_cast<int>(std::min<int64_t>(r.n, r.chunk > 0 ? r.chunk : choose_chunk(r.n, crew.teams)));
+    crew.chunk =
+        static_cast<int>(std::min<int64_t>(r.n, r.chunk > 0 ? r.chunk : choose_chunk(r.n, crew.teams)));
     const int64_t chunks = (r.n + crew.chunk - 1) / crew.chunk;
     crew.teams = static_cast<int>(std::min<int64_t>(crew.teams, chunks));
     const int64_t rounds = (chunks + crew.teams - 1) / crew.teams;
@@ -127,8 +128,9 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
     give_back(std::move(workspace));
   };
   const double total = static_cast<double>(request.n) * std::max<size_t>(program_.step_ends.size(), 1);
-  run_threads(crew.teams * crew.size, body, [&] { progress(static_cast<double>(shared.done.load()) / total); },
-              shared.stop);
+  run_threads(
+      crew.teams * crew.size, body, [&] { progress(static_cast<double>(shared.done.load()) / total); },
+      shared.stop);
   if (request.profile != nullptr) {
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     request.profile->seconds_per_tick = seconds.count() / static_cast<double>(ticks() - start_ticks);

@@ -33,8 +33,8 @@ class AlignedFloats {
   int64_t size_ = 0;
 };
 
-// Parts of an op's product, each of as many vectors as its task has: weights [depth][parts * vectors * lanes], and
-// the bias likewise, as offsets into the packed weights.
+// Parts of an op's product, each of as many vectors as its task has: weights [depth][parts * vectors *
+// lanes], and the bias likewise, as offsets into the packed weights.
 struct Panel {
   int64_t weights, bias;
   int first_part, parts;
@@ -70,6 +70,11 @@ struct Request {
   Sampling sampling;
   int threads = 0, chunk = 0, team = 0;  // 0: as many as is sensible
   Profile* profile = nullptr;            // added to, if there is one
+};
+
+// Where row y and column x of a buffer begin: the sum is the place of (y, x).
+struct Places {
+  std::vector<int64_t> rows, columns;
 };
 
 struct Workspace;
@@ -108,7 +113,7 @@ class Engine {
   const Kernels& kernels_;
   Program program_;
   std::vector<float> data_;
-  std::vector<std::vector<int64_t>> rows_;  // of each buffer: where row y begins
+  std::vector<Places> places_;  // of each buffer
   std::vector<PackedOp> ops_;
   AlignedFloats packed_;
   AlignedFloats zeros_;  // what taps outside the grid read

@@ -55,7 +55,7 @@ struct Lanes {
   void store(float* p) const { _mm256_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm256_maskstore_ps(p, lowest(n), v); }
   void keep() { __asm__("" : "+x"(v)); }  // in a register, as it is now
-  static int first(Mask m) {  // lane of the mask
+  static int first(Mask m) {              // lane of the mask
     const int bits = _mm256_movemask_ps(m);
     return bits != 0 ? __builtin_ctz(bits) : kLanes;
   }

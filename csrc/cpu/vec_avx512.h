@@ -50,7 +50,7 @@ struct Lanes {
   static Lanes load(const float* p, int n) { return {_mm512_maskz_loadu_ps(lowest(n), p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int n) const { _mm512_mask_storeu_ps(p, lowest(n), v); }
-  void keep() { __asm__("" : "+v"(v)); }  // in a register, as it is now
+  void keep() { __asm__("" : "+v"(v)); }                                   // in a register, as it is now
   static int first(Mask m) { return m != 0 ? __builtin_ctz(m) : kLanes; }  // lane of the mask
   static float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
   static Lanes load(const float* p, int n, Lanes others) {

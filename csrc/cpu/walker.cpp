@@ -50,8 +50,8 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
   return failure_;
 }
 
-// Either the rows or the output channels of a launch are shared, whichever leaves the slowest thread less to do. A
-// product of few rows takes as long as one of `kFetchedRows`: it waits for its weights.
+// Either the rows or the output channels of a launch are shared, whichever leaves the slowest thread less to
+// do. A product of few rows takes as long as one of `kFetchedRows`: it waits for its weights.
 Share Walker::share_of(const Launch& launch) const {
   constexpr int64_t kFetchedRows = 2;
   const OpRecord& op = program_.ops[launch.op];
@@ -83,7 +83,8 @@ bool Walker::run_launch(const Launch& launch, const std::atomic<bool>& stop) {
       skip -= run->n;
       continue;
     }
-    int32_t y = run->y + static_cast<int32_t>(skip) * run->dy, x = run->x + static_cast<int32_t>(skip) * run->dx;
+    int32_t y = run->y + static_cast<int32_t>(skip) * run->dy,
+            x = run->x + static_cast<int32_t>(skip) * run->dx;
     for (int64_t k = skip; k < run->n && left > 0; ++k, y += run->dy, x += run->dx) {
       while (image < images_ && left > 0) {
         const int n = static_cast<int>(std::min<int64_t>(std::min(images_ - image, size - rows_), left));
@@ -139,9 +140,11 @@ void Walker::run_block(int32_t index, const Share& share) {
   product_ticks_ = 0;
 }
 
-void Walker::gather(int32_t index, int channel, int stride_y, int stride_x, int dy, int dx, const float** rows) {
+void Walker::gather(int32_t index, int channel, int stride_y, int stride_x, int dy, int dx,
+                    const float** rows) {
   const Buffer& buffer = program_.buffers[index];
-  const int64_t* const row_of = engine_.rows_[index].data();
+  const int64_t* const row_of = engine_.places_[index].rows.data();
+  const int64_t* const column_of = engine_.places_[index].columns.data();
   const Base base = bases_[static_cast<int>(buffer.space)];
   for (const Segment *s = segments_, *end = segments_ + n_segments_; s != end; ++s) {
     const int32_t y = s->y * stride_y + dy, x = s->x * stride_x + dx;
@@ -149,7 +152,7 @@ void Walker::gather(int32_t index, int channel, int stride_y, int stride_x, int 
     const float* p = engine_.zeros_.get();
     int64_t step = 0;
     if (inside) {
-      p = base.start + row_of[y] + x * buffer.col_stride + channel + s->image * base.image_stride;
+      p = base.start + row_of[y] + column_of[x] + channel + s->image * base.image_stride;
       step = base.image_stride;
     }
     for (int i = 0; i < s->n; ++i, p += step) *rows++ = p;
