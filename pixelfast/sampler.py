@@ -232,6 +232,7 @@ class Sampler:
         progress: bool = False,
         threads: int | None = None,
         chunk: int | None = None,
+        team: int | None = None,
     ) -> Sample:
         """Draw images.
 
@@ -248,7 +249,7 @@ class Sampler:
             of `given` (broadcast likewise), and the rest is drawn in order, given all earlier pixels. log_prob then
             covers known pixels too.
         - `progress`: show a bar. `threads`: 0 or None for all cores, PIXELFAST_THREADS otherwise. `chunk`: images that
-            a thread works on at once; chosen if None. None of these changes a bit.
+            are worked on at once, and `team`: threads that share them; chosen if None. None of these changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
         second of Ctrl-C.
@@ -264,7 +265,7 @@ class Sampler:
             top_k = _integer("top_k", top_k, 1)
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
-        parallel = self._parallel(threads, chunk)
+        parallel = self._parallel(threads, chunk, team)
         self._check_memory("sample", n, self.program, parallel)
         images = np.zeros((n, *self.shape), np.int32)
         mask = None
@@ -299,13 +300,14 @@ class Sampler:
         progress: bool = False,
         threads: int | None = None,
         chunk: int | None = None,
+        team: int | None = None,
     ) -> Tensor:
         """Score images, teacher-forced and in parallel: to the bit what sampling them would have computed.
 
         **Arguments:**
 
         - `images`: integers (N, C, H, W) in [0, levels).
-        - `labels`, `conditions`, `progress`, `threads`, `chunk`: as for `sample`.
+        - `labels`, `conditions`, `progress`, `threads`, `chunk`, `team`: as for `sample`.
         - `per_pixel`: return the log-probability of each sub-pixel.
 
         **Returns:** float32 (N,), in nats; (N, C, H, W) if `per_pixel`. Raises `ValueError` for bad arguments.
@@ -316,7 +318,7 @@ class Sampler:
                              f"{tuple(levels.shape)}")  # fmt: skip
         program, runtime = self._scorer
         n = len(levels)
-        parallel = self._parallel(threads, chunk)
+        parallel = self._parallel(threads, chunk, team)
         self._check_memory("log_prob", n, program, parallel)
         values = self._condition_values("log_prob", program, n, labels, conditions)
         log_prob = self._run(
@@ -386,12 +388,13 @@ class Sampler:
             runtime.run(images=images, log_prob=log_prob, conditions=values, **arguments)
         return log_prob
 
-    def _parallel(self, threads: int | None, chunk: int | None) -> dict[str, int]:
+    def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, int]:
         if self._backend != "cpu":
             return {}
         return {
-            "threads": _integer("threads", threads or 0, 0, 1024),
+            "threads": _integer("threads", threads or 0, 0, C["kMaxThreads"]),
             "chunk": _integer("chunk", chunk or 0, 0),
+            "team": _integer("team", team or 0, 0, C["kMaxThreads"]),
         }
 
     def _as_images(self, images: np.ndarray) -> Tensor:

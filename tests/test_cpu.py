@@ -59,6 +59,21 @@ def test_every_op_as_by_brute_force(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_every_op_in_teams(isa):
+    t = everything()
+    program = t.load(isa)
+    conditions = np.random.default_rng(3).normal(size=(3, t.condition)).astype(np.float32)
+    want = run(program, t, 3, conditions=conditions, threads=1, seed=8)
+    done = program.last_multiply_adds
+    for team in (2, 3, 4, 9):
+        for n in (1, 3):
+            got = run(program, t, n, conditions=conditions[:n], threads=team, team=team, seed=8)
+            assert (got[0] == want[0][:n]).all()
+            assert (got[1] == want[1][:n]).all()
+            assert program.last_multiply_adds * 3 == done * n
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_bernoulli_as_by_brute_force(isa):
     t = Tiny((1, 3, 3), 2)
     x, h = t.buffer(2), t.buffer(1)
@@ -74,10 +89,11 @@ def test_bernoulli_as_by_brute_force(isa):
 def test_same_bits_for_every_batch_chunk_thread_and_isa():
     t = chain((1, 5, 4), 8, 33)
     want = run(t.load("scalar"), t, 13, seed=1, chunk=1, threads=1)
-    for isa, chunk, threads in itertools.product(ISAS, (0, 1, 3, 13, 100), (0, 1, 2, 3)):
-        got = run(t.load(isa), t, 13, seed=1, chunk=chunk, threads=threads)
-        assert (got[0] == want[0]).all(), (isa, chunk, threads)
-        assert (got[1] == want[1]).all(), (isa, chunk, threads)
+    crews = [(0, 0), (1, 0), (2, 0), (3, 0), (2, 2), (3, 3), (5, 2), (7, 7)]
+    for isa, chunk, (threads, team) in itertools.product(ISAS, (0, 1, 3, 13, 100), crews):
+        got = run(t.load(isa), t, 13, seed=1, chunk=chunk, threads=threads, team=team)
+        assert (got[0] == want[0]).all(), (isa, chunk, threads, team)
+        assert (got[1] == want[1]).all(), (isa, chunk, threads, team)
     alone = run(t.load(), t, 2, seed=1, first_index=11)
     assert (alone[0] == want[0][11:]).all()
     assert (want[0] != run(t.load(), t, 13, seed=2)[0]).any()
@@ -255,6 +271,7 @@ ARGUMENTS = [
     ("top_p", float("nan"), r"top_p must be in \(0, 1\], got nan"),
     ("threads", -1, r"threads must be in \[0, 1024\], got -1"),
     ("chunk", -1, "chunk must not be negative, got -1"),
+    ("team", -1, "team must not be negative, got -1"),
 ]
 
 

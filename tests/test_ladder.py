@@ -227,8 +227,9 @@ def test_random_networks_go_up_the_ladder(case):
     for isa in _cpu.isas():
         for order in ORDERS:
             sampler = case.sampler(order, "cpu", isa)
-            assert_same(sampler.sample(3, seed=SEED, **labels), out)
-            assert sampler._runtime.last_multiply_adds == 3 * reference.multiply_adds
+            for team in (1, 2):
+                assert_same(sampler.sample(3, seed=SEED, threads=2, team=team, **labels), out)
+                assert sampler._runtime.last_multiply_adds == 3 * reference.multiply_adds
         assert torch.equal(sampler.log_prob(out.images, **labels), out.log_prob)
     seen = dependence(case)
     steps = reference.schedule.order.steps.reshape(-1)

@@ -121,14 +121,15 @@ def recompile(
 
 
 def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
-    """The cpu's images and log-probabilities are the reference's, to the bit, for every chunk and number of threads."""
+    """The cpu's images and log-probabilities are the reference's, to the bit, for every chunk and crew."""
     want = reference.sample(3, seed=seed)
     sampler = recompile(reference, reference.schedule, backend="cpu", isa=isa)
-    for chunk, threads in ((1, 1), (3, 2)):
-        got = sampler.sample(3, seed=seed, chunk=chunk, threads=threads)
+    for chunk, threads, team in ((1, 1, 1), (3, 2, 1), (2, 3, 3)):
+        got = sampler.sample(3, seed=seed, chunk=chunk, threads=threads, team=team)
         assert torch.equal(got.images, want.images)
         assert torch.equal(got.log_prob, want.log_prob)
-    assert torch.equal(sampler.log_prob(want.images), want.log_prob)
+    for team in (1, 2):
+        assert torch.equal(sampler.log_prob(want.images, threads=2, team=team), want.log_prob)
 
 
 def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:

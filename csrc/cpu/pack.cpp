@@ -84,6 +84,16 @@ int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) 
   return at - start;
 }
 
+// Multiply-adds at a position; of attention, at a mean one.
+double work_of(const Program& program, const OpRecord& op) {
+  if (op.op != Op::attend) return static_cast<double>(op.depth) * op.product_channels;
+  const Attention& a = op.attention;
+  int64_t keys = 0;
+  for (size_t i = 0; i < a.runs.size(); i += 2) keys += a.runs[i + 1] - a.runs[i];
+  const double each = static_cast<double>(a.heads) * (a.key_channels + a.value_channels);
+  return each * static_cast<double>(keys) / program.buffers[op.buffer].width;
+}
+
 }  // namespace
 
 AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
@@ -134,16 +144,12 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   arena_stride_ = round_up(program_.arena_floats, kAlign);
   if (arena_stride_ / kAlign % 2 == 0) arena_stride_ += kAlign;
   int64_t positions = 0;
-  double work = 0;
   for (const Launch& launch : program_.launches) {
     const OpRecord& op = program_.ops[launch.op];
     positions += launch.positions;
-    work += static_cast<double>(launch.positions) * op.depth * op.product_channels;
+    work_ += static_cast<double>(launch.positions) * work_of(program_, op);
   }
-  if (positions > 0) {
-    mean_positions_ = static_cast<double>(positions) / program_.launches.size();
-    mean_work_ = work / program_.launches.size();
-  }
+  if (positions > 0) mean_positions_ = static_cast<double>(positions) / program_.launches.size();
 }
 
 Engine::~Engine() = default;
@@ -168,82 +174,6 @@ void Engine::pack(size_t index) {
       }
     }
   }
-}
-
-namespace {
-
-// Memory of the arena, from one float up to another. Images count, too: a colour is a float before the arena.
-struct Span {
-  int64_t begin, end;
-};
-
-struct Touched {
-  std::vector<Span> reads, writes;
-};
-
-Touched touched(const Program& program, const OpRecord& op) {
-  Touched t;
-  const auto add = [&](std::vector<Span>& spans, int32_t buffer) {
-    const Buffer& b = program.buffers[buffer];
-    if (b.space != Space::arena) return;
-    const int64_t last =
-        (std::min(b.rows, b.height) - 1) * b.row_stride + (std::min(b.columns, b.width) - 1) * b.col_stride;
-    spans.push_back({b.offset, b.offset + last + b.channels});
-  };
-  const Span level = {-1 - op.colour, -op.colour};
-  switch (op.op) {
-    case Op::categorical:
-    case Op::bernoulli:
-      add(t.reads, op.buffer);
-      t.writes.push_back(level);
-      return t;
-    case Op::input:
-      t.reads.push_back(level);
-      break;
-    case Op::attend:
-      for (const Place& p : {op.attention.query, op.attention.key, op.attention.value})
-        add(t.reads, p.buffer);
-      break;
-    default:
-      for (const Tap& tap : op.taps) add(t.reads, tap.buffer);
-      for (const Instruction& i : op.instructions) {
-        if (i.fn == Fn::load || i.fn == Fn::splat) add(t.reads, i.a);
-      }
-  }
-  add(t.writes, op.buffer);
-  return t;
-}
-
-bool meet(const std::vector<Span>& some, const std::vector<Span>& others) {
-  for (const Span& a : some) {
-    for (const Span& b : others) {
-      if (a.begin < b.end && b.begin < a.end) return true;
-    }
-  }
-  return false;
-}
-
-}  // namespace
-
-// A launch waits for the other threads of a team if it reads what one since the last wait wrote, or writes
-// what one read or wrote.
-std::vector<bool> Engine::find_waits() const {
-  std::vector<Touched> all;
-  for (const OpRecord& op : program_.ops) all.push_back(touched(program_, op));
-  std::vector<int32_t> since;  // ops launched since the last wait
-  std::vector<bool> waits;
-  waits.reserve(program_.launches.size());
-  for (const Launch& launch : program_.launches) {
-    const Touched& now = all[launch.op];
-    const bool conflict = std::any_of(since.begin(), since.end(), [&](int32_t op) {
-      return meet(now.reads, all[op].writes) || meet(now.writes, all[op].writes) ||
-             meet(now.writes, all[op].reads);
-    });
-    waits.push_back(conflict);
-    if (conflict) since.clear();
-    if (std::find(since.begin(), since.end(), launch.op) == since.end()) since.push_back(launch.op);
-  }
-  return waits;
 }
 
 }  // namespace pixelfast

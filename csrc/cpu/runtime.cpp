@@ -12,7 +12,7 @@
 namespace pixelfast {
 namespace {
 
-constexpr double kWaitWork = 10000;  // multiply-adds that take as long as waiting for another thread
+constexpr double kWaitWork = 4000;  // multiply-adds that take as long as waiting for another thread
 
 std::string message(const Failure& f) {
   return std::string("[sample] the model gave ") + describe(f.flaw) + " at image " + std::to_string(f.image) +
@@ -47,6 +47,7 @@ int Engine::choose_chunk(int64_t n, int teams) const {
 // every launch, and that pays where launches are long.
 Crew Engine::choose_crew(const Request& r) const {
   const int threads = r.threads > 0 ? r.threads : default_threads();
+  if (threads > 1) std::call_once(waits_found_, [&] { waits_ = find_waits(program_); });
   Crew best{};
   double least = 0;
   for (int size = 1; size <= threads; ++size) {
@@ -57,8 +58,11 @@ Crew Engine::choose_crew(const Request& r) const {
     const int64_t chunks = (r.n + crew.chunk - 1) / crew.chunk;
     crew.teams = static_cast<int>(std::min<int64_t>(crew.teams, chunks));
     const int64_t rounds = (chunks + crew.teams - 1) / crew.teams;
-    const double work = mean_work_ * crew.chunk;
-    const double cost = static_cast<double>(rounds) * (work / size + (size > 1 ? kWaitWork * size : 0));
+    const bool rows = mean_positions_ * crew.chunk >= kSharedRows * size;
+    const std::vector<bool>& waits = rows ? waits_.by_rows : waits_.any;
+    const auto count = size > 1 ? std::count(waits.begin(), waits.end(), true) : 0;
+    const double work = work_ * crew.chunk / size + static_cast<double>(count) * size * kWaitWork;
+    const double cost = static_cast<double>(rounds) * work;
     if (best.size == 0 || cost < least) best = crew, least = cost;
   }
   return best;
@@ -92,7 +96,6 @@ void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
 int64_t Engine::run(const Request& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
   const Crew crew = choose_crew(request);
-  if (crew.size > 1) std::call_once(waits_found_, [&] { waits_ = find_waits(); });
   Shared shared;
   struct Gang {  // a team, and where its images are
     explicit Gang(int size) : team(size) {}

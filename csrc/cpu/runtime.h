@@ -77,6 +77,15 @@ struct Places {
   std::vector<int64_t> rows, columns;
 };
 
+// By launch: whether it may touch what another thread has touched since the last wait. `by_rows`: if the rows
+// of all launches are shared, so that a thread goes from op to op with its own; `any`: however they are
+// shared.
+struct Waits {
+  std::vector<bool> by_rows, any;
+};
+
+Waits find_waits(const Program& program);
+
 struct Workspace;
 
 // How threads share a run: `teams` of them walk chunks of images, `size` threads each.
@@ -104,7 +113,6 @@ class Engine {
   friend class Walker;
 
   void pack(size_t op);
-  std::vector<bool> find_waits() const;
   Crew choose_crew(const Request& request) const;
   int choose_chunk(int64_t n, int teams) const;
   std::unique_ptr<Workspace> borrow() const;
@@ -118,14 +126,15 @@ class Engine {
   AlignedFloats packed_;
   AlignedFloats zeros_;  // what taps outside the grid read
   int64_t arena_stride_ = 0;
-  double mean_positions_ = 1, mean_work_ = 0;  // per launch: positions, and multiply-adds of one image
+  double mean_positions_ = 1;  // per launch
+  double work_ = 0;            // multiply-adds of an image
   size_t most_taps_ = 0, most_leaves_ = 0;
   int64_t most_products_ = 0;
   int most_slots_ = 0;
   int64_t most_keys_ = 0;
 
   mutable std::once_flag waits_found_;
-  mutable std::vector<bool> waits_;  // by launch; for teams
+  mutable Waits waits_;  // for teams
 
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Workspace>> idle_;  // kept: fresh memory costs page faults

@@ -30,17 +30,22 @@ Walker::Walker(const Engine& engine, const Request& request, Workspace& workspac
 Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) {
   const uint64_t start = now();
   const bool alone = team_.size() == 1;
-  bool goes_on = true;
+  bool goes_on = true, was_by_rows = false;
   int32_t launch = 0;
   for (const int32_t end : program_.step_ends) {
     for (; launch < end; ++launch) {
-      if (!alone && engine_.waits_[launch]) {
-        const uint64_t arrival = now();
-        const bool stopped = team_.wait(!goes_on);
-        profile_.waiting += now() - arrival;
-        if (stopped) return failure_;
+      const Launch& next = program_.launches[launch];
+      if (!alone) {
+        const bool rows = by_rows(next);
+        if (rows != was_by_rows || (rows ? engine_.waits_.by_rows : engine_.waits_.any)[launch]) {
+          const uint64_t arrival = now();
+          const bool stopped = team_.wait(!goes_on);
+          profile_.waiting += now() - arrival;
+          if (stopped) return failure_;
+        }
+        was_by_rows = rows;
       }
-      if (goes_on) goes_on = run_launch(program_.launches[launch], stop);
+      if (goes_on) goes_on = run_launch(next, stop);
       if (alone && !goes_on) return failure_;
     }
     if (rank_ == 0) done.fetch_add(images_, std::memory_order_relaxed);
@@ -50,19 +55,22 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
   return failure_;
 }
 
-// Either the rows or the output channels of a launch are shared, whichever leaves the slowest thread less to
-// do. A product of few rows takes as long as one of `kFetchedRows`: it waits for its weights.
+bool Walker::by_rows(const Launch& launch) const {
+  return launch.positions * images_ >= kSharedRows * team_.size();
+}
+
+// Where there are few rows, either they or the output channels are shared, whichever leaves the slowest
+// thread less to do. A product of few rows takes as long as one of kSharedRows: it waits for its weights.
 Share Walker::share_of(const Launch& launch) const {
-  constexpr int64_t kFetchedRows = 2;
-  const OpRecord& op = program_.ops[launch.op];
   const int64_t rows = launch.positions * images_;
+  const OpRecord& op = program_.ops[launch.op];
   const int parts = op.op == Op::attend ? op.attention.heads : std::max(engine_.ops_[launch.op].vectors, 1);
   const int size = team_.size();
   if (size == 1) return {0, rows, 0, parts};
   const auto cost = [&](int64_t some_rows, int64_t some_parts) {
-    return std::max(some_rows, std::min(kFetchedRows, rows)) * some_parts;
+    return std::max(some_rows, kSharedRows) * some_parts;
   };
-  if (cost((rows + size - 1) / size, parts) < cost(rows, (parts + size - 1) / size)) {
+  if (by_rows(launch) || cost((rows + size - 1) / size, parts) < cost(rows, (parts + size - 1) / size)) {
     return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
   }
   return {0, rows, parts * rank_ / size, parts * (rank_ + 1) / size};

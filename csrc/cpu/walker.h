@@ -44,6 +44,9 @@ struct Failure {
   int32_t y = 0, x = 0, colour = 0;
 };
 
+// Rows of a launch are shared where there are as many for each thread of a team; else, perhaps, its outputs.
+constexpr int64_t kSharedRows = 2;
+
 // A thread's share of a launch: rows, and parts of the output channels: vectors, or heads of attention.
 struct Share {
   int64_t first_row, end_row;
@@ -69,6 +72,7 @@ class Walker {
     int64_t image_stride;
   };
 
+  bool by_rows(const Launch& launch) const;
   Share share_of(const Launch& launch) const;
   bool run_launch(const Launch& launch, const std::atomic<bool>& stop);  // false: stopped before its end
   void run_block(int32_t op, const Share& share);

@@ -1,0 +1,104 @@
+// Which launches must wait for the other threads of a team.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/runtime.h"
+
+namespace pixelfast {
+namespace {
+
+// Channels of a buffer that an op reads or writes, and the arena's floats among which they lie. The levels of an image
+// count as buffers, too: each colour is a float before the arena.
+struct Use {
+  int64_t begin, end;
+  int32_t buffer, channel, channels;
+  bool own;  // at the op's own position only
+};
+
+struct Uses {
+  std::vector<Use> reads, writes;
+};
+
+Uses uses_of(const Program& program, const OpRecord& op) {
+  Uses found;
+  const auto add = [&](std::vector<Use>& uses, int32_t buffer, int32_t channel, int32_t channels, bool own) {
+    const Buffer& b = program.buffers[buffer];
+    if (b.space != Space::arena) return;
+    const int64_t row = (std::min(b.rows, b.height) - 1) * b.row_stride;
+    const int64_t column = (std::min(b.columns, b.width) - 1) * b.col_stride;
+    uses.push_back({b.offset + std::min<int64_t>(row, 0) + std::min<int64_t>(column, 0),
+                    b.offset + std::max<int64_t>(row, 0) + std::max<int64_t>(column, 0) + b.channels, buffer, channel,
+                    channels, own});
+  };
+  const Use level = {-1 - op.colour, -op.colour, -1 - op.colour, 0, 1, true};
+  if (op.op == Op::categorical || op.op == Op::bernoulli) {
+    add(found.reads, op.buffer, op.channel, op.channels, true);
+    found.writes.push_back(level);
+    return found;
+  }
+  if (op.op == Op::input) found.reads.push_back(level);
+  if (op.op == Op::attend) {
+    const Attention& a = op.attention;
+    add(found.reads, a.query.buffer, a.query.channel, a.heads * a.key_channels, true);
+    add(found.reads, a.key.buffer, a.key.channel, a.heads * a.key_channels, false);
+    add(found.reads, a.value.buffer, a.value.channel, a.heads * a.value_channels, false);
+  }
+  for (const Tap& t : op.taps) {
+    const bool own = op.stride_y == 1 && op.stride_x == 1 && t.dy == 0 && t.dx == 0;
+    add(found.reads, t.buffer, t.channel, t.channels, own);
+  }
+  for (const Instruction& i : op.instructions) {
+    if (i.fn == Fn::load) add(found.reads, i.a, i.b, op.channels, i.c == 0 && i.d == 0);
+    if (i.fn == Fn::splat) add(found.reads, i.a, i.b, 1, i.c == 0 && i.d == 0);
+  }
+  add(found.writes, op.buffer, op.channel, op.channels, true);
+  return found;
+}
+
+// Whether some of `a` and some of `b` may be the same memory, in the hands of different threads.
+bool meet(const std::vector<Use>& a, const std::vector<Use>& b, bool same_rows) {
+  for (const Use& u : a) {
+    for (const Use& v : b) {
+      if (u.begin >= v.end || v.begin >= u.end) continue;
+      const bool same = u.buffer == v.buffer;
+      const bool apart = u.channel >= v.channel + v.channels || v.channel >= u.channel + u.channels;
+      if (same && (apart || (same_rows && u.own && v.own))) continue;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool conflict(const Uses& a, const Uses& b, bool same_rows) {
+  return meet(a.writes, b.reads, same_rows) || meet(a.writes, b.writes, same_rows) || meet(a.reads, b.writes, same_rows);
+}
+
+bool same_positions(const Program& program, const Launch& a, const Launch& b) {
+  return a.n_runs == b.n_runs &&
+         std::memcmp(&program.runs[a.first_run], &program.runs[b.first_run], a.n_runs * sizeof(Run)) == 0;
+}
+
+}  // namespace
+
+Waits find_waits(const Program& program) {
+  std::vector<Uses> uses;
+  for (const OpRecord& op : program.ops) uses.push_back(uses_of(program, op));
+  Waits waits;
+  const auto find = [&](std::vector<bool>& found, bool by_rows) {
+    std::vector<const Launch*> since;  // launches since the last wait
+    for (const Launch& launch : program.launches) {
+      const bool waits_now = std::any_of(since.begin(), since.end(), [&](const Launch* before) {
+        const bool same_rows = by_rows && same_positions(program, *before, launch);
+        return conflict(uses[before->op], uses[launch.op], same_rows);
+      });
+      found.push_back(waits_now);
+      if (waits_now) since.clear();
+      since.push_back(&launch);
+    }
+  };
+  find(waits.any, false);
+  find(waits.by_rows, true);
+  return waits;
+}
+
+}  // namespace pixelfast
