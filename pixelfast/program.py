@@ -71,6 +71,7 @@ class Program:
     arena_floats: int
     condition_floats: int
     condition_offsets: Mapping[int, int]  # of each condition that is read, by key
+    names: tuple[str, ...]  # of the ops, by the modules that they belong to
 
     @cached_property
     def decoded(self) -> Decoded:
@@ -367,12 +368,14 @@ def assemble(schedule: Schedule) -> Program:
     a = _Assembler(schedule)
     a.place_maps()
     records: list[list[int]] = []
+    names: list[str] = []
     of_op: list[range] = []
     for op in plan.ops:
         first = len(records)
         if not isinstance(op, ConstantOp | ConditionOp):
             records += a.op(op)
         of_op.append(range(first, len(records)))
+        names += [op.where if isinstance(op, ConvOp | MapOp) else plan.name_of(op)] * len(of_op[-1])
     if "launches" not in schedule.encoded:
         schedule.encoded["launches"] = _launches(schedule, of_op)
     launches, steps = schedule.encoded["launches"]
@@ -399,6 +402,7 @@ def assemble(schedule: Schedule) -> Program:
         a.arena_floats,
         a.condition_floats,
         a.condition_offsets,
+        tuple(names),
     )
 
 

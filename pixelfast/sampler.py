@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from . import passes
 from . import plan as P
 from . import readiness as R
 from . import schedule as S
-from ._cpu import default_threads
+from ._cpu import default_threads, peak
 from ._recent import Recent
 from .capture import BATCH, Captured, run
 from .causality import check_causal, find_skew
@@ -30,6 +31,7 @@ from .explain import Explanation, explain
 from .heads import Head
 from .outputs import Pick
 from .prepare import Planned, Prepared, check_shape, make_plan, prepare
+from .profile import Profile, profile_of
 from .program import C, Program, assemble
 from .runtime import available_nbytes, load
 from .runtime import check as check_backend
@@ -68,8 +70,9 @@ def compile(
 
     - `module`: `module(images, **conditions)` takes int64 (N, C, H, W) images and returns what `head` reads.
     - `shape`: (C, H, W) of an image.
-    - `order`: "raster" draws pixel by pixel; "wavefront" draws together what does not depend on each other;
-        "auto" takes the cheaper. All give the same images, to the bit.
+    - `order`: "raster" draws pixel by pixel; "wavefront" draws together all that does not depend on each other, in
+        the fewest steps; "auto" takes the cheapest of those, and of the wavefronts between. All give the same images,
+        to the bit.
     - `head`: how forward's output is read; a model of `pixelfast.models` brings its own.
     - `to_input`: makes what forward takes from int64 levels: one of `pixelfast.inputs`, or a function. Without it,
         forward takes levels.
@@ -153,12 +156,29 @@ def _find_order(plan: P.Plan, order: str) -> R.Order:
         check_causal(plan, raster)  # here, since fused ops belong to several modules
         return raster
     skew = find_skew(plan)
-    front = R.wavefront(plan.shape, skew)
     if order == "wavefront":
-        return front
+        return R.wavefront(plan.shape, skew)
     if skew == plan.shape[2]:
         return raster
-    return min(raster, front, key=lambda o: _schedule(plan, o).cost)
+    return _cheapest(plan, skew)
+
+
+def _cheapest(plan: P.Plan, skew: int) -> R.Order:
+    """The cheapest order from the least skew, which has the fewest steps, to raster order, whose rows are batches.
+
+    A little more than the least skew leaves what looks sideways some time to gather, so costs fall, then rise.
+    """
+    dependence, width = R.Dependence(plan), plan.shape[2]
+    skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
+    raster = R.raster(plan.shape)
+    found, last = [(S.cost(dependence, raster), raster)], math.inf
+    for order in (R.wavefront(plan.shape, s) for s in skews):
+        cost = S.cost(dependence, order)
+        found.append((cost, order))
+        if cost > last:
+            break
+        last = cost
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 class Sampler:
@@ -233,6 +253,7 @@ class Sampler:
         threads: int | None = None,
         chunk: int | None = None,
         team: int | None = None,
+        _profiles: list[Any] | None = None,
     ) -> Sample:
         """Draw images.
 
@@ -286,9 +307,26 @@ class Sampler:
             temperature=float(temperature),
             top_k=min(top_k or 0, self.levels),
             top_p=1.0 if top_p is None else float(top_p),
+            profiles=_profiles,
             **parallel,
         )
         return Sample(self._as_images(images), torch.from_numpy(_total(log_prob)))
+
+    def profile(self, n: int, *, quiet: bool = False, **options: Any) -> Profile:
+        """Measure where the time of `sample(n, **options)` goes, print it as a table unless `quiet`, and return it.
+
+        The images are drawn twice, the first time to warm up. Only calls of this function pay for measuring. Raises
+        `ValueError` for a backend other than cpu, and what `sample` raises.
+        """
+        if self._backend != "cpu":
+            raise ValueError(f"[profile] only the cpu backend can be profiled, this is {self._backend}")
+        self.sample(_integer("n", n, 1), **options)
+        found: list[dict[str, Any]] = []
+        self.sample(n, _profiles=found, **options)
+        result = profile_of(found[0], self.program, images=n, peak=peak(self._isa or "", 1, 0.1))
+        if not quiet:
+            print(result)
+        return result
 
     def log_prob(
         self,
@@ -368,15 +406,17 @@ class Sampler:
     # --- checks and conversions ---
 
     def _run(self, where: str, program: Program, runtime: Any, images: np.ndarray, values: np.ndarray | None, *,
-             progress: bool, **arguments: Any) -> np.ndarray:  # fmt: skip
+             progress: bool, profiles: list[Any] | None = None, **arguments: Any) -> np.ndarray:  # fmt: skip
         log_prob = np.zeros(images.shape, np.float32)
         if not len(images):
             return log_prob
+        if profiles is not None:
+            arguments["profiled"] = True
         if progress and self._backend == "cpu":
             unit = {"total": float(len(images)), "unit": "image", "desc": where}
             bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
             with tqdm(**unit, bar_format=bar_format) as bar:
-                runtime.run(
+                found = runtime.run(
                     images=images,
                     log_prob=log_prob,
                     conditions=values,
@@ -385,10 +425,12 @@ class Sampler:
                 )
                 bar.update(len(images) - bar.n)
         else:
-            runtime.run(images=images, log_prob=log_prob, conditions=values, **arguments)
+            found = runtime.run(images=images, log_prob=log_prob, conditions=values, **arguments)
+        if profiles is not None:
+            profiles.append(found)
         return log_prob
 
-    def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, int]:
+    def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, Any]:
         if self._backend != "cpu":
             return {}
         return {

@@ -23,8 +23,8 @@ from .links import all_links, propagate
 from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan
 from .readiness import NEVER, Dependence, Order, exceeds, on_maps
 
-kFetch = 4  # multiply-adds that take as long as fetching a weight from the second or third level cache
-kLaunch = 5000  # multiply-adds that take as long as starting an op
+kFetch = 2.5  # multiply-adds that take as long as fetching a weight from the second or third level cache
+kLaunch = 8000  # multiply-adds that take as long as starting an op
 
 
 def _lazy_steps(ready: np.ndarray, due: np.ndarray) -> np.ndarray:
@@ -113,18 +113,6 @@ class Schedule:
         return tuple(_weights(self.plan, op) if isinstance(op, ConvOp) else 0 for op in self.plan.ops)
 
     @property
-    def cost(self) -> float:
-        """An estimate of one image's time at batch 1, in multiply-adds: for choosing between orders.
-
-        A product of few positions costs what fetching its weights costs, and every launch costs something.
-        """
-        total = 0.0
-        for _, i, positions in self.launches():
-            total += self.weights[i] * max(len(positions), kFetch) + kLaunch
-        total += sum(self.multiply_adds_of(i) for i, w in enumerate(self.weights) if not w)
-        return total
-
-    @property
     def floats(self) -> int:
         return sum(ring.floats for ring in self.rings.values())
 
@@ -160,6 +148,20 @@ class Schedule:
                 before = np.where(ran, self.times[i] - 1, never)
                 assert not exceeds(link, steps_of[link.read.map], self.steps[i]), plan.name_of(op)
                 assert not exceeds(link, times_of[link.read.map], before), plan.name_of(op)
+
+
+def cost(dependence: Dependence, order: Order) -> float:
+    """An estimate of one image's time at batch 1, in multiply-adds: for choosing between orders.
+
+    A product of few positions costs what fetching its weights costs, and every launch costs something. Attention
+    costs the same in every order.
+    """
+    plan, total = dependence.plan, 0.0
+    for op, times in zip(plan.ops, _times(dependence, _steps(dependence, order)), strict=True):
+        _, positions = np.unique(times[times >= 0], return_counts=True)
+        weights = _weights(plan, op) if isinstance(op, ConvOp) else 0
+        total += weights * np.maximum(positions, kFetch).sum() + kLaunch * len(positions)
+    return total
 
 
 def _weights(plan: Plan, op: ConvOp) -> int:

@@ -90,6 +90,8 @@ py::dict as_dict(const Profile& profile) {
   result["ops"] = ops;
   result["waiting"] = seconds(profile.waiting);
   result["total"] = seconds(profile.total);
+  result["seconds"] = profile.seconds;
+  result["threads"] = profile.threads;
   return result;
 }
 

@@ -26,6 +26,8 @@ struct Profile {
   uint64_t waiting = 0;  // for the other threads of a team
   uint64_t total = 0;    // of all threads, from start to end
   double seconds_per_tick = 0;
+  double seconds = 0;  // by the clock on the wall
+  int threads = 0;
 
   void add(const Profile& other) {
     ops.resize(other.ops.size());

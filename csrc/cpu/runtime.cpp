@@ -136,6 +136,8 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
       shared.stop);
   if (request.profile != nullptr) {
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    request.profile->seconds = seconds.count();
+    request.profile->threads = crew.teams * crew.size;
     request.profile->seconds_per_tick = seconds.count() / static_cast<double>(ticks() - start_ticks);
   }
   if (shared.failure.flaw != Flaw::none) throw std::invalid_argument(message(shared.failure));
