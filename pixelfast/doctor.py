@@ -30,6 +30,7 @@ def run() -> None:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": f"{_cpu.default_threads()} by default",
         "isa": f"{_cpu.default_isa()}, of {', '.join(isas)}",
+        "bf16": "yes" if _cpu.has_bf16() else "no: it needs AVX-512 with BF16",
         "peak": f"{_cpu.peak(_cpu.default_isa(), 1, 0.1) / 1e9:.0f} G multiply-adds/s in one thread",
         "variables": ", ".join(variables) or "none",
     }

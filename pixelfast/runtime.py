@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from .program import Program
 from .reference import Reference
 
 BACKENDS = ("cpu", "reference")
+PRECISIONS = ("fp32", "bf16")
 
 
 class Runtime(Protocol):
@@ -23,31 +25,45 @@ class Runtime(Protocol):
     def run(self) -> Callable[..., None]: ...
 
 
-def check(backend: str, isa: str | None) -> None:
-    """Raise `ValueError` for an unknown backend, or an instruction set that this machine lacks."""
-    if backend not in BACKENDS:
-        raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if isa is not None and isa not in _cpu.isas():
-        raise ValueError(
-            f"[compile] isa must be one of {', '.join(_cpu.isas())} on this machine, got {isa!r}"
-        )
-
-
-def load(program: Program, *, backend: str = "cpu", isa: str | None = None) -> Runtime:
-    """Make a program ready to run.
-
-    **Arguments:**
+@dataclass(frozen=True)
+class Target:
+    """Where a program runs, and how exactly.
 
     - `backend`: "cpu", or "reference" (plain Python, for checking).
     - `isa`: the instruction set of the cpu backend; the best that there is, or PIXELFAST_ISA, by default.
+    - `precision`: "fp32", or "bf16".
 
-    Raises `ValueError` for an unknown backend or an instruction set that this machine lacks.
+    Raises `ValueError` for what there is not, in general or on this machine.
     """
-    if backend == "cpu":
-        return _cpu.Program(program.words, program.data, isa)
-    if backend == "reference":
-        return Reference(program)
-    raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+    backend: str = "cpu"
+    isa: str | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.isa is not None and self.isa not in _cpu.isas():
+            raise ValueError(
+                f"[compile] isa must be one of {', '.join(_cpu.isas())} on this machine, got {self.isa!r}"
+            )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"[compile] precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            )
+        if self.precision == "bf16" and self.backend != "cpu":
+            raise ValueError(f"[compile] precision bf16 is of the cpu backend, got backend {self.backend!r}")
+        if self.precision == "bf16" and not _cpu.has_bf16(self.isa or ""):
+            raise ValueError(
+                f"[compile] precision bf16 needs AVX-512 with BF16, which {self.isa or 'this machine'} lacks; "
+                'use precision="fp32"'
+            )
+
+    def load(self, program: Program) -> Runtime:
+        """Make a program ready to run."""
+        if self.backend == "reference":
+            return Reference(program)
+        return _cpu.Program(program.words, program.data, self.isa, self.precision)
 
 
 def available_nbytes() -> int:

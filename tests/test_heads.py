@@ -18,6 +18,7 @@ import pixelfast as pf
 from pixelfast.capture import capture, run
 from pixelfast.heads import Bernoulli, Categorical, Custom, LogisticMixture
 from pixelfast.outputs import Read, identities, settle
+from pixelfast.runtime import Target
 
 SIZES = {"n": 2, "k": 4, "c": 3, "h": 5, "w": 7}
 # Layouts, and whether the shape alone says so: for three colours, and for one.
@@ -383,7 +384,7 @@ def test_compiled(name):
         head=sampler._head,
         conditions=(),
         classes={},
-        backend="reference",
+        target=Target("reference"),
     ).sample(3, seed=1)
     assert torch.equal(out.images, same.images)
     assert torch.equal(out.log_prob, same.log_prob)

@@ -21,6 +21,7 @@ from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
+from pixelfast.runtime import Target
 from pixelfast.sampler import _schedule
 
 # How far an image's log-probability may lie from the model's own, evaluated in float64.
@@ -115,8 +116,7 @@ def recompile(
         head=sampler._head,
         conditions=sampler._conditions,
         classes=sampler._classes,
-        backend=backend,
-        isa=isa,
+        target=Target(backend, isa),
     )
 
 
@@ -146,7 +146,7 @@ def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
         head=module.head,
         conditions=lowered.conditions,
         classes=classes,
-        backend="reference",
+        target=Target("reference"),
     )
 
 

@@ -97,11 +97,13 @@ py::dict as_dict(const Profile& profile) {
 
 class CpuProgram {
  public:
-  CpuProgram(const py::object& words, const py::object& data, const std::optional<std::string>& isa)
-      : engine_(elements<int32_t>(words, "[program] words", {length(words, "[program] words")}),
+  CpuProgram(const py::object& words, const py::object& data, const std::optional<std::string>& isa,
+             const std::string& precision)
+      : kernels_(find_kernels(isa.value_or(""))),
+        engine_(elements<int32_t>(words, "[program] words", {length(words, "[program] words")}),
                 length(words, "[program] words"),
                 elements<float>(data, "[program] data", {length(data, "[program] data")}),
-                length(data, "[program] data"), find_kernels(isa.value_or(""))) {}
+                length(data, "[program] data"), kernels_, bf16_of(precision, kernels_)) {}
 
   py::object run(const py::object& images, const py::object& log_prob, const py::object& given,
                  const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
@@ -177,6 +179,13 @@ class CpuProgram {
     }
   }
 
+  static const Bf16Kernels* bf16_of(const std::string& precision, const Kernels& kernels) {
+    if (precision == "fp32") return nullptr;
+    if (precision == "bf16") return &find_bf16_kernels(kernels);
+    fail("[precision] must be \"fp32\" or \"bf16\", got '" + precision + "'");
+  }
+
+  const Kernels& kernels_;
   Engine engine_;
 };
 
@@ -315,6 +324,44 @@ double peak(const std::string& isa, int threads, double seconds) {
   return sum;
 }
 
+// Bytes per second that a product of one row reads of `nbytes` of weights, again and again: the best of many
+// rounds.
+double bandwidth(int64_t nbytes, const std::string& isa, double seconds) {
+  constexpr int kDepth = 128;
+  const Kernels& kernels = find_kernels(isa);
+  const int64_t width = kVectors * kernels.lanes, each = kDepth * width;
+  const int64_t panels = nbytes / static_cast<int64_t>(sizeof(float)) / each;
+  if (panels < 1 || nbytes > int64_t{1} << 32) {
+    fail("[bandwidth] nbytes must be in [" + std::to_string(each * sizeof(float)) + ", 2**32], got " +
+         std::to_string(nbytes));
+  }
+  const AlignedFloats weights(panels * each), input(kDepth), output(width);
+  const float* inputs[kBlockRows] = {input.get()};
+  float* outputs[kBlockRows] = {output.get()};
+  const int32_t channels = kDepth;
+  ProductArgs args{};
+  args.inputs = inputs, args.tap_channels = &channels, args.n_taps = 1, args.rows = 1,
+  args.vectors = kVectors;
+  args.weight_stride = width, args.bias = output.get(), args.outputs = outputs;
+  args.columns = static_cast<int>(width);
+  std::fill_n(weights.get(), panels * each, 0.5f);  // pages of their own
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  const py::gil_scoped_release no_gil;
+  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  const int64_t rounds = std::max<int64_t>(1, (int64_t{4} << 20) / nbytes);
+  for (auto start = Clock::now(); start < end;) {
+    for (int64_t r = 0; r < rounds; ++r) {
+      for (int64_t p = 0; p < panels; ++p) args.weights = weights.get() + p * each, kernels.product(args);
+    }
+    const auto now = Clock::now();
+    const double bytes = static_cast<double>(rounds * panels * each) * sizeof(float);
+    best = std::max(best, bytes / std::chrono::duration<double>(now - start).count());
+    start = now;
+  }
+  return best;
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Kernels* k : usable_kernels()) names.push_back(k->name);
@@ -329,6 +376,17 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("functions", &functions, "(opcode, arity) of the instructions of expressions, by name.");
   m.def("constants", &constants, "The constants of the program format.");
   m.def("isas", &isas, "The instruction sets that this machine runs, the best last.");
+  m.def(
+      "has_bf16",
+      [](const std::string& isa) {
+        try {
+          find_bf16_kernels(find_kernels(isa));
+          return true;
+        } catch (const std::invalid_argument&) {
+          return false;
+        }
+      },
+      py::arg("isa") = "", "Whether the bf16 mode runs on this machine.");
   m.def("default_isa", [] { return find_kernels("").name; });
   m.def("default_threads", &default_threads);
   m.def("math", &math, py::arg("name"), py::arg("x"), py::arg("isa") = "");
@@ -337,9 +395,11 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("draw", &draw, py::arg("logits"), py::arg("u"), py::arg("isa") = "");
   m.def("philox", &philox_words, py::arg("seed"), py::arg("image"), py::arg("counter"));
   m.def("peak", &peak, py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.2);
+  m.def("bandwidth", &bandwidth, py::arg("nbytes"), py::arg("isa") = "", py::arg("seconds") = 0.2);
   py::class_<CpuProgram>(m, "Program")
-      .def(py::init<const py::object&, const py::object&, const std::optional<std::string>&>(),
-           py::arg("words"), py::arg("data"), py::arg("isa") = py::none())
+      .def(py::init<const py::object&, const py::object&, const std::optional<std::string>&,
+                    const std::string&>(),
+           py::arg("words"), py::arg("data"), py::arg("isa") = py::none(), py::arg("precision") = "fp32")
       .def("run", &CpuProgram::run, py::kw_only(), py::arg("images"), py::arg("log_prob"),
            py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
            py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,

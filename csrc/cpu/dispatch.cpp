@@ -42,4 +42,14 @@ const Kernels& find_kernels(const std::string& name) {
                               wanted + "', but this machine runs: " + names);
 }
 
+const Bf16Kernels& find_bf16_kernels(const Kernels& kernels) {
+#ifdef PIXELFAST_X86
+  if (&kernels == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16Kernels;
+#endif
+  const bool best = &kernels == usable_kernels().back();
+  throw std::invalid_argument("[precision] bf16 needs AVX-512 with BF16, which " +
+                              (best ? "this machine" : "isa '" + std::string(kernels.name) + "'") +
+                              " lacks; use precision \"fp32\"");
+}
+
 }  // namespace pixelfast

@@ -14,4 +14,8 @@ const std::vector<const Kernels*>& usable_kernels();
 // By name; an empty name means PIXELFAST_ISA where that is set, else the best. Throws std::invalid_argument.
 const Kernels& find_kernels(const std::string& name);
 
+// What the bf16 mode needs besides. Throws std::invalid_argument where the machine or the instruction set
+// lacks it.
+const Bf16Kernels& find_bf16_kernels(const Kernels& kernels);
+
 }  // namespace pixelfast

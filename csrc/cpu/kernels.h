@@ -12,7 +12,8 @@ constexpr int kGroupRows = 8;   // rows that pass through an expression together
 constexpr int kChunk = 64;      // channels of them
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
 
-// The product of up to kBlockRows rows with up to kVectors vectors of packed weights.
+// The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
+// and weights are not floats but pairs of bf16, and channels come in pairs.
 struct ProductArgs {
   const float* const* inputs;   // [n_taps][kBlockRows]
   const int32_t* tap_channels;  // [n_taps]
@@ -88,8 +89,16 @@ struct Kernels {
   int64_t (*peak)(int64_t n, float* sink);
 };
 
+// What the bf16 mode has in place of Kernels::product.
+struct Bf16Kernels {
+  void (*product)(const ProductArgs&);
+  // n floats to pairs, the last filled up with zero. Writes up to a multiple of eight pairs.
+  void (*round)(const float* x, int n, float* pairs);
+};
+
 extern const Kernels kScalarKernels;
-extern const Kernels kAvx2Kernels;  // these two are defined where PIXELFAST_X86 is
+extern const Kernels kAvx2Kernels;  // these are defined where PIXELFAST_X86 is
 extern const Kernels kAvx512Kernels;
+extern const Bf16Kernels kAvx512Bf16Kernels;
 
 }  // namespace pixelfast

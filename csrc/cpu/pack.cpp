@@ -14,6 +14,22 @@ constexpr int64_t kAlign = 16;  // floats to a cache line
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+constexpr int64_t kPairs = 8;  // that Bf16Kernels::round writes at a time
+
+uint32_t bf16_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if (x != x) return bits >> 16 | 0x40;  // still NaN
+  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
+}
+
+float pair_of(float first, float second) {
+  const uint32_t bits = bf16_of(first) | bf16_of(second) << 16;
+  float pair;
+  std::memcpy(&pair, &bits, sizeof pair);
+  return pair;
+}
+
 // Assigns slots to results: one is free again after its last use.
 void pack_expression(const OpRecord& op, PackedOp& packed) {
   const int n = static_cast<int>(op.instructions.size());
@@ -73,9 +89,9 @@ int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) 
     for (int part = 0; part < parts; part += kVectors) {
       const Panel panel{at, 0, part, std::min(parts - part, kVectors)};
       const int64_t width = static_cast<int64_t>(panel.parts) * task.vectors * lanes;
-      packed.panels.push_back({at, at + op.depth * width, panel.first_part, panel.parts});
-      packed.weights_nbytes += op.depth * width * static_cast<int64_t>(sizeof(float));
-      at = round_up(at + (op.depth + 1) * width, kAlign);
+      packed.panels.push_back({at, at + packed.depth * width, panel.first_part, panel.parts});
+      packed.weights_nbytes += packed.depth * width * static_cast<int64_t>(sizeof(float));
+      at = round_up(at + (packed.depth + 1) * width, kAlign);
       ++task.n_panels;
     }
     packed.vectors += task.vectors;
@@ -108,18 +124,25 @@ AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
 void AlignedFloats::Free::operator()(void* p) const { std::free(p); }
 
 Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data,
-               const Kernels& kernels)
-    : kernels_(kernels), program_(decode_program(words, n_words, n_data)), data_(data, data + n_data) {
+               const Kernels& kernels, const Bf16Kernels* bf16)
+    : kernels_(kernels),
+      bf16_(bf16),
+      program_(decode_program(words, n_words, n_data)),
+      data_(data, data + n_data) {
   ops_.resize(program_.ops.size());
   int64_t size = 0, widest = program_.levels;
   for (size_t i = 0; i < ops_.size(); ++i) {
     const OpRecord& op = program_.ops[i];
     PackedOp& packed = ops_[i];
-    if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
+    int64_t rounded = 0;
     for (const Tap& tap : op.taps) {
-      packed.tap_channels.push_back(tap.channels);
+      packed.tap_channels.push_back(bf16 != nullptr ? (tap.channels + 1) / 2 : tap.channels);
+      packed.depth += packed.tap_channels.back();
+      rounded += round_up(packed.tap_channels.back(), kPairs);
       widest = std::max<int64_t>(widest, tap.channels);
     }
+    if (bf16 != nullptr) most_rounded_ = std::max(most_rounded_, rounded);
+    if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
     pack_expression(op, packed);
     if (op.op == Op::attend) {
       most_keys_ = std::max<int64_t>(most_keys_, program_.buffers[op.attention.key.buffer].width);
@@ -164,9 +187,24 @@ void Engine::pack(size_t index) {
       for (int part = 0; part < panel.parts; ++part) {
         const int64_t column = packed.parts[panel.first_part + part] + task.channel;
         float* weights = packed_.get() + panel.weights + part * width;
-        for (int64_t k = 0; k < op.depth; ++k) {
-          std::copy_n(data_.data() + op.weight + k * op.product_channels + column, task.channels,
-                      weights + k * panel.parts * width);
+        const auto row = [&](int64_t k) {
+          return data_.data() + op.weight + k * op.product_channels + column;
+        };
+        const int64_t stride = panel.parts * width;
+        int64_t k = 0;
+        for (const Tap& tap : op.taps) {
+          for (int32_t i = 0; i < tap.channels; weights += stride) {
+            if (bf16_ == nullptr) {
+              std::copy_n(row(k + i++), task.channels, weights);
+              continue;
+            }
+            const float* second = i + 1 < tap.channels ? row(k + i + 1) : nullptr;
+            for (int c = 0; c < task.channels; ++c) {
+              weights[c] = pair_of(row(k + i)[c], second != nullptr ? second[c] : 0.0f);
+            }
+            i += 2;
+          }
+          k += tap.channels;
         }
         if (op.bias < 0) continue;
         std::copy_n(data_.data() + op.bias + column, task.channels,

@@ -79,6 +79,7 @@ std::unique_ptr<Workspace> Engine::borrow() const {
   }
   auto w = std::make_unique<Workspace>(kernels_, program_.levels);
   w->product = AlignedFloats(most_products_ * kBlockRows);
+  w->rounded = AlignedFloats(most_rounded_ * kBlockRows);
   w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
   w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kGroupRows * kChunk);
   w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);

@@ -48,8 +48,9 @@ struct Task {
 
 // An op, made ready to run. Its product has a part for each of the offsets at which the expression reads it.
 struct PackedOp {
-  std::vector<int32_t> tap_channels;
-  std::vector<int> parts;  // first product channels
+  std::vector<int32_t> tap_channels;  // in the bf16 mode pairs of them
+  int64_t depth = 0;                  // the sum of those
+  std::vector<int> parts;             // first product channels
   std::vector<Panel> panels;
   std::vector<Task> tasks;
   int vectors = 0;  // of outputs, in all tasks
@@ -95,8 +96,9 @@ struct Crew {
 
 class Engine {
  public:
-  // Throws std::invalid_argument where the program is not valid.
-  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, const Kernels& kernels);
+  // `bf16`: for that mode, else null. Throws std::invalid_argument where the program is not valid.
+  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, const Kernels& kernels,
+         const Bf16Kernels* bf16);
   ~Engine();
 
   // Returns the multiply-adds executed. `progress` is called every 50 ms with the fraction done; what it
@@ -119,6 +121,7 @@ class Engine {
   void give_back(std::unique_ptr<Workspace> workspace) const;
 
   const Kernels& kernels_;
+  const Bf16Kernels* bf16_;
   Program program_;
   std::vector<float> data_;
   std::vector<Places> places_;  // of each buffer
@@ -129,6 +132,7 @@ class Engine {
   double mean_positions_ = 1;  // per launch
   double work_ = 0;            // multiply-adds of an image
   size_t most_taps_ = 0, most_leaves_ = 0;
+  int64_t most_rounded_ = 0;  // floats that a row of an op's inputs take as pairs of bf16
   int64_t most_products_ = 0;
   int most_slots_ = 0;
   int64_t most_keys_ = 0;

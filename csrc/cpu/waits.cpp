@@ -7,8 +7,8 @@
 namespace pixelfast {
 namespace {
 
-// Channels of a buffer that an op reads or writes, and the arena's floats among which they lie. The levels of an image
-// count as buffers, too: each colour is a float before the arena.
+// Channels of a buffer that an op reads or writes, and the arena's floats among which they lie. The levels of
+// an image count as buffers, too: each colour is a float before the arena.
 struct Use {
   int64_t begin, end;
   int32_t buffer, channel, channels;
@@ -27,8 +27,8 @@ Uses uses_of(const Program& program, const OpRecord& op) {
     const int64_t row = (std::min(b.rows, b.height) - 1) * b.row_stride;
     const int64_t column = (std::min(b.columns, b.width) - 1) * b.col_stride;
     uses.push_back({b.offset + std::min<int64_t>(row, 0) + std::min<int64_t>(column, 0),
-                    b.offset + std::max<int64_t>(row, 0) + std::max<int64_t>(column, 0) + b.channels, buffer, channel,
-                    channels, own});
+                    b.offset + std::max<int64_t>(row, 0) + std::max<int64_t>(column, 0) + b.channels, buffer,
+                    channel, channels, own});
   };
   const Use level = {-1 - op.colour, -op.colour, -1 - op.colour, 0, 1, true};
   if (op.op == Op::categorical || op.op == Op::bernoulli) {
@@ -70,7 +70,8 @@ bool meet(const std::vector<Use>& a, const std::vector<Use>& b, bool same_rows) 
 }
 
 bool conflict(const Uses& a, const Uses& b, bool same_rows) {
-  return meet(a.writes, b.reads, same_rows) || meet(a.writes, b.writes, same_rows) || meet(a.reads, b.writes, same_rows);
+  return meet(a.writes, b.reads, same_rows) || meet(a.writes, b.writes, same_rows) ||
+         meet(a.reads, b.writes, same_rows);
 }
 
 bool same_positions(const Program& program, const Launch& a, const Launch& b) {

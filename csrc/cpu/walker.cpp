@@ -173,6 +173,7 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
     gather(tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, inputs);
     inputs += kBlockRows;
   }
+  if (engine_.bf16_ != nullptr) round_inputs(op, packed);
   const float** leaves = work_.leaves.data();
   for (const Instruction& leaf : packed.leaves) {
     if (leaf.fn == Fn::vector) {
@@ -183,6 +184,20 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
     leaves += kBlockRows;
   }
   gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
+}
+
+void Walker::round_inputs(const OpRecord& op, const PackedOp& packed) {
+  float* pairs = work_.rounded.get();
+  for (size_t t = 0; t < op.taps.size(); ++t) {
+    const int size = (packed.tap_channels[t] + 7) / 8 * 8;
+    const float** row = work_.inputs.data() + t * kBlockRows;
+    for (int r = 0; r < rows_; ++r, ++row) {
+      if (*row == engine_.zeros_.get()) continue;
+      engine_.bf16_->round(*row, op.taps[t].channels, pairs);
+      *row = pairs;
+      pairs += size;
+    }
+  }
 }
 
 // The output vectors `first` to `end` of an op, task by task.
@@ -226,6 +241,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   args.tap_channels = packed.tap_channels.data();
   args.n_taps = static_cast<int>(op.taps.size());
   args.rows = rows_;
+  const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
   args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
   for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
     const Panel& panel = packed.panels[p];
@@ -241,7 +257,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
         args.column = task.channel + from * lanes;
         args.columns = std::min(args.columns, task.channels - from * lanes);
       }
-      engine_.kernels_.product(args);
+      multiply(args);
     }
   }
 }

@@ -30,6 +30,7 @@ struct Workspace {
 
   AlignedFloats arena;    // for a team whose first thread this is: one image after another
   AlignedFloats product;  // [kBlockRows][most_products_]
+  AlignedFloats rounded;  // inputs of a product as pairs of bf16
   AlignedFloats slots;
   AlignedFloats scores;                      // of attention: [positions]
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
@@ -79,6 +80,7 @@ class Walker {
   void run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end);
   void run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int first, int end);
   void gather_inputs(const OpRecord& op, const PackedOp& packed);
+  void round_inputs(const OpRecord& op, const PackedOp& packed);
   void run_input(const OpRecord& op);
   void run_head(const OpRecord& op);
   void run_attention(const OpRecord& op, int first_head, int end_head);
