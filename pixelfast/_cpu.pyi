@@ -21,6 +21,7 @@ class Program:
     isa: str
     arena_nbytes: int
     weights_nbytes: int
+    working_nbytes: int
     def __init__(self, words: np.ndarray, data: np.ndarray, isa: str | None = None, precision: str = "fp32") -> None: ...
     def run(
         self,

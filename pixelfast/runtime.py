@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import _cpu
 from .program import Program
@@ -22,7 +22,7 @@ class Runtime(Protocol):
     last_multiply_adds: int
 
     @property
-    def run(self) -> Callable[..., None]: ...
+    def run(self) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,7 @@ class CpuProgram {
   const char* isa() const { return engine_.kernels().name; }
   int64_t arena_nbytes() const { return engine_.program().arena_floats * 4; }
   int64_t weights_nbytes() const { return engine_.weights_nbytes(); }
+  int64_t working_nbytes() const { return engine_.working_nbytes(); }
 
   int64_t last_multiply_adds = 0;
 
@@ -408,6 +409,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def_property_readonly("isa", &CpuProgram::isa)
       .def_property_readonly("arena_nbytes", &CpuProgram::arena_nbytes)
       .def_property_readonly("weights_nbytes", &CpuProgram::weights_nbytes)
+      .def_property_readonly("working_nbytes", &CpuProgram::working_nbytes)
       .def_readonly("last_multiply_adds", &CpuProgram::last_multiply_adds);
 }
 

@@ -94,6 +94,18 @@ void Engine::give_back(std::unique_ptr<Workspace> workspace) const {
   idle_.push_back(std::move(workspace));
 }
 
+int64_t Engine::working_nbytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  int64_t floats = static_cast<int64_t>(data_.size()) + zeros_.size();
+  int64_t pointers = 0;
+  for (const std::unique_ptr<Workspace>& w : idle_) {
+    for (const AlignedFloats* a : {&w->arena, &w->product, &w->rounded, &w->slots, &w->scores}) floats += a->size();
+    pointers += static_cast<int64_t>(w->inputs.size() + w->leaves.size() + w->outputs.size() + w->product_rows.size());
+  }
+  for (const Places& p : places_) pointers += static_cast<int64_t>(p.rows.size() + p.columns.size());
+  return floats * static_cast<int64_t>(sizeof(float)) + pointers * static_cast<int64_t>(sizeof(void*));
+}
+
 int64_t Engine::run(const Request& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
   const Crew crew = choose_crew(request);

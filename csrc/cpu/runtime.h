@@ -109,12 +109,15 @@ class Engine {
   const Program& program() const { return program_; }
   const Kernels& kernels() const { return kernels_; }
   const std::vector<PackedOp>& ops() const { return ops_; }
+  // Of what is kept besides the weights: data, and memory for the runs so far.
+  int64_t working_nbytes() const;
   int64_t weights_nbytes() const { return packed_.size() * static_cast<int64_t>(sizeof(float)); }
 
  private:
   friend class Walker;
 
-  void pack(size_t op);
+  void keep_data(const float* data);
+  void pack(size_t op, const float* data);
   Crew choose_crew(const Request& request) const;
   int choose_chunk(int64_t n, int teams) const;
   std::unique_ptr<Workspace> borrow() const;
@@ -123,7 +126,7 @@ class Engine {
   const Kernels& kernels_;
   const Bf16Kernels* bf16_;
   Program program_;
-  std::vector<float> data_;
+  std::vector<float> data_;  // what runs read besides the weights
   std::vector<Places> places_;  // of each buffer
   std::vector<PackedOp> ops_;
   AlignedFloats packed_;
