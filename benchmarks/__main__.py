@@ -2,18 +2,20 @@
 
 import argparse
 
-from . import compiling, report, sampling
+from . import compiling, limits, report, sampling
+
+MODULES = (sampling, limits, compiling, report)
 
 
 def main() -> None:
     """Run one benchmark, or write the tables from a record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     questions = parser.add_subparsers(dest="question", required=True)
-    for module in (sampling, compiling, report):
+    for module in MODULES:
         name = module.__name__.rpartition(".")[2]
         module.add_arguments(questions.add_parser(name, help=(module.__doc__ or "").partition("\n")[0]))
     options = parser.parse_args()
-    {"sampling": sampling.run, "compiling": compiling.run, "report": report.run}[options.question](options)
+    next(m for m in MODULES if m.__name__.endswith("." + options.question)).run(options)
 
 
 if __name__ == "__main__":

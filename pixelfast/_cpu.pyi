@@ -22,7 +22,9 @@ class Program:
     arena_nbytes: int
     weights_nbytes: int
     working_nbytes: int
-    def __init__(self, words: np.ndarray, data: np.ndarray, isa: str | None = None, precision: str = "fp32") -> None: ...
+    def __init__(
+        self, words: np.ndarray, data: np.ndarray, isa: str | None = None, precision: str = "fp32"
+    ) -> None: ...
     def run(
         self,
         *,
