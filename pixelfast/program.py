@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from . import _cpu
 from .plan import (
+    WHOLE,
     ZERO,
     AttendOp,
     ConditionOp,
@@ -24,9 +25,9 @@ from .plan import (
     InputOp,
     Instruction,
     MapOp,
-    Op,
     stride_of,
 )
+from .readiness import NEVER
 from .schedule import Ring, Schedule
 
 OPS: dict[str, int] = _cpu.opcodes()
@@ -128,10 +129,45 @@ def allocate(rings: Sequence[Ring]) -> tuple[dict[int, int], int]:
     return offsets, max((end for _, end, _ in placed), default=0)
 
 
+def followers(schedule: Schedule) -> dict[int, int]:
+    """Convolutions, by index, and the map that is computed with each: always at its positions, and from it alone.
+
+    No other op runs between the two. What only the map writes may lie where nothing reads while the convolution runs.
+    """
+    plan, found = schedule.plan, {}
+    of_map = {op.out: i for i, op in enumerate(plan.ops) if isinstance(op, ConvOp)}
+    steps = [set(np.unique(s).tolist()) - {NEVER} for s in schedule.steps]
+    for j, op in enumerate(plan.ops):
+        loads = [ins for ins in op.code if ins.fn == "load"] if isinstance(op, MapOp) else []
+        sources = {int(m) for ins in loads for m in np.unique(plan.map_of(ins.refs))}
+        i = of_map.get(sources.pop(), -1) if len(sources) == 1 else -1
+        if i < 0 or i in found or i in plan.loops or j in plan.loops:
+            continue
+        conv = plan.ops[i]
+        assert isinstance(op, MapOp)
+        assert isinstance(conv, ConvOp)
+        alike = all(
+            ins.offset == (0, 0) and ins.flat is None and np.array_equal(ins.refs, plan.maps[conv.out].refs)
+            for ins in loads
+        )
+        read = {plan.maps[r.map].home for r in plan.reads(conv)}
+        if (
+            alike
+            and op.code[-1].fn != "load"
+            and op.phase == conv.phase == WHOLE
+            and plan.maps[op.out].home not in read | {plan.maps[conv.out].home}
+            and np.array_equal(schedule.steps[i], schedule.steps[j])
+            and not any(steps[k] & steps[i] for k in range(i + 1, j))
+        ):
+            found[i] = j
+    return found
+
+
 class _Assembler:
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
         self.plan = schedule.plan
+        self.followers = followers(schedule)
         self.data = _Data()
         self.buffers: list[Buffer] = []
         self.place: dict[int, tuple[int, int]] = {}  # map -> (buffer, first channel)
@@ -141,7 +177,7 @@ class _Assembler:
 
     def place_maps(self) -> None:
         plan = self.plan
-        offsets, self.arena_floats = allocate(list(self.schedule.rings.values()))
+        offsets, self.arena_floats = allocate(list(self.rings().values()))
         by_home: dict[int, int] = {}
         for op in plan.ops:
             if isinstance(op, HeadOp):
@@ -164,6 +200,14 @@ class _Assembler:
                     slots = (ring.rows, ring.columns, ring.columns * c, c)
                     self.buffers.append(Buffer("arena", offsets[m.home], m.height, m.width, c, *slots))
                 self.place[op.out] = (by_home[m.home], m.home_channel)
+
+    def rings(self) -> dict[int, Ring]:
+        """Those of the schedule; what is written with another op's output is written as early as that."""
+        rings = dict(self.schedule.rings)
+        for i, j in self.followers.items():
+            before, home = (self.plan.maps[self.plan.ops[k].out].home for k in (i, j))  # type: ignore[union-attr]
+            rings[home] = replace(rings[home], first=min(rings[home].first, rings[before].first))
+        return rings
 
     def fixed(self, space: str, offset: int, extent: tuple[int, ...], out: int) -> int:
         """A buffer of values that do not change; along axes of extent 1 they are the same at every position."""
@@ -188,8 +232,11 @@ class _Assembler:
         at = np.searchsorted(names, sources)
         return places[at, 0], places[at, 1] + refs - firsts[at]
 
-    def op(self, op: Op) -> list[list[int]]:
-        """The records of an op, with their lengths filled in."""
+    def op(self, i: int) -> list[list[int]]:
+        """The records of an op, with their lengths filled in; none if it follows another."""
+        op = self.plan.ops[i]
+        if isinstance(op, ConstantOp | ConditionOp) or i in self.followers.values():
+            return []
         if isinstance(op, InputOp):
             buffer, channel = self.place[op.out]
             bodies = [[op.colour, buffer, channel, op.table.shape[1], self.data.add(op.table)]]
@@ -198,7 +245,9 @@ class _Assembler:
             assert (np.diff(op.refs) == 1).all(), "plan.split settles the parameters of heads"
             return self.records(op.kind, [[op.colour, *self.locate(int(op.refs[0]))]])
         if isinstance(op, ConvOp):
-            return self.records("conv", [self.conv(op)])
+            follower = self.plan.ops[self.followers[i]] if i in self.followers else None
+            assert follower is None or isinstance(follower, MapOp)
+            return self.records("conv", [self.conv(op, follower)])
         if isinstance(op, AttendOp):
             return self.records("attend", [self.attend(op)])
         assert isinstance(op, MapOp)
@@ -246,7 +295,7 @@ class _Assembler:
             *np.stack([keys.start, keys.end], axis=1).reshape(-1).tolist(),
         ]  # fmt: skip
 
-    def conv(self, op: ConvOp) -> list[int]:
+    def conv(self, op: ConvOp, follower: MapOp | None) -> list[int]:
         buffer, channel = self.phase(op)
         sources = self.plan.map_of(op.refs)
         buffers, channels_of = self.locate_all(op.refs, sources)
@@ -266,11 +315,29 @@ class _Assembler:
         weight = np.concatenate(rows) if rows else np.zeros((0, op.products), np.float32)
         channels = self.plan.maps[op.out].channels
         code = [self.instruction(ins, channels, self.plan.grid(op)) for ins in op.code]
+        if follower is not None:
+            code = code or [[FUNCTIONS["product"][0], 0, 0, 0, 0]]
+            code = self.followed(code, (buffer, channel), follower)
+            buffer, channel = self.phase(follower)
         return [
             buffer, channel, channels, *op.stride, op.products,
             self.data.add(weight), ZERO if op.bias is None else self.data.add(op.bias), len(taps), len(code),
             *(word for tap in taps for word in tap), *(word for ins in code for word in ins),
         ]  # fmt: skip
+
+    def followed(self, code: list[list[int]], place: tuple[int, int], follower: MapOp) -> list[list[int]]:
+        """Code whose result is stored at `place`, then that of a map of it."""
+        stored = len(code)
+        code = [*code, [FUNCTIONS["store"][0], stored - 1, *place, 0]]
+        registers: list[int] = []  # of the follower's instructions
+        for ins in follower.code:
+            if ins.fn == "load":
+                registers.append(stored)
+                continue
+            moved = replace(ins, args=tuple(registers[a] for a in ins.args))
+            registers.append(len(code))
+            code.append(self.instruction(moved, 0, self.plan.grid(follower)))
+        return code
 
     def map(self, op: MapOp, part: np.ndarray, buffer: int, channel: int) -> list[int]:
         code = [self.instruction(ins.select(part), len(part), self.plan.grid(op)) for ins in op.code]
@@ -370,10 +437,9 @@ def assemble(schedule: Schedule) -> Program:
     records: list[list[int]] = []
     names: list[str] = []
     of_op: list[range] = []
-    for op in plan.ops:
+    for i, op in enumerate(plan.ops):
         first = len(records)
-        if not isinstance(op, ConstantOp | ConditionOp):
-            records += a.op(op)
+        records += a.op(i)
         of_op.append(range(first, len(records)))
         names += [op.where if isinstance(op, ConvOp | MapOp) else plan.name_of(op)] * len(of_op[-1])
     if "launches" not in schedule.encoded:

@@ -155,6 +155,9 @@ class _Image:
                 value = self.data[a : a + n]
             elif fn == "scalar":
                 value = np.full(n, np.int32(a).view(np.float32))
+            elif fn == "store":
+                value = registers[a]
+                self.write(b, c, y, x, value)
             elif fn in _UNARY:
                 value = _UNARY[fn](registers[a])
             else:

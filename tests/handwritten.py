@@ -134,6 +134,10 @@ class BruteForce:
                 r = self.read(a, b, channels if name == "load" else 1, y + c, x + d)
             elif name == "vector":
                 r = self.t.data[a : a + channels]
+            elif name == "store":
+                r = registers[a]
+                space, i = self.at(b, c, y, x)
+                self.spaces[space][i : i + channels] = r
             elif name == "scalar":
                 r = np.array(a, np.int32).view(np.float32)
             else:
@@ -243,6 +247,7 @@ def everything(seed=0):
     place = t.buffer(2, space="condition")
     constant = t.buffer(17, space="data", values=t.rng.normal(size=(4, 6, 17)))
     h = t.buffer(53)  # two maps side by side, the first of which must not spill into the second
+    kept = t.buffer(40)
     coarse = t.buffer(9, grid=(2, 3))
     logits = t.buffer(10)
     ops = [t.input(0, x, 0, 13), t.input(1, x, 13, 7)]
@@ -253,12 +258,14 @@ def everything(seed=0):
         ("add", 4, 5), ("vector", vector), ("max", 6, 7), ("splat", place, 1, -1, 1), ("min", 8, 9),
         ("abs", 10), ("scalar", 0.75), ("add", 11, 12), ("log", 13), ("elu", 14), ("load", constant, 0, 0, 0),
         ("sub", 15, 16), ("exp", 17), ("sqrt", 18), ("neg", 19), ("div", 20, 13), ("load", x, 1, -1, 0),
-        ("relu", 22), ("add", 21, 23),
+        ("relu", 22), ("add", 21, 23), ("store", 24, kept, 20), ("store", 3, kept, 1), ("add", 25, 26),
     ]  # fmt: skip
     ops.append(t.conv(h, [(x, 3, 11, -1, -1), (x, 0, 20, 0, 1)], channels=17, products=34, code=code))
     ops.append(t.conv(coarse, [(h, 0, 53, 1, 0), (h, 5, 40, 0, 2)], stride=(2, 2)))
     ops.append(t.map(h, [("load", h, 17, 0, 0), ("scalar", 0.5), ("mul", 0, 1)], channel=17, channels=36))
-    ops.append(t.conv(logits, [(h, 0, 53, 0, 0), (coarse, 0, 9, -1, -2)]))
+    ops.append(
+        t.conv(logits, [(h, 0, 53, 0, 0), (coarse, 0, 9, -1, -2), (kept, 1, 17, 1, 0), (kept, 20, 17, 0, 0)])
+    )
     ops += [t.head("categorical", 0, logits, 0), t.head("categorical", 1, logits, 5)]
     for op in ops:
         t.everywhere(op)

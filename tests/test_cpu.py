@@ -389,3 +389,28 @@ def test_number_of_threads(monkeypatch):
 @pytest.mark.parametrize("isa", ISAS)
 def test_peak_is_measured(isa):
     assert _cpu.peak(isa, 1, 0.02) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((0, 17, 0), r"buffer \(=17\) must be in \[0, 3\]"),
+        ((0, 2, 2), "channels from 2 on must lie in the buffer's 6"),
+        ((0, 3, 0), "a store is to the arena, on the grid of the op's output"),
+        ((1, 2, 0), "register"),
+    ],
+)
+def test_damaged_stores_are_named(words, message):
+    t = Tiny((1, 2, 3), 4)
+    x, h, _, _ = t.buffer(2), t.buffer(5), t.buffer(6), t.buffer(5, grid=(1, 3))
+    t.everywhere(t.input(0, x, 0, 2))
+    t.everywhere(t.conv(h, [(x, 0, 2, 0, 0)], code=[("product", 0), ("store", *words), ("relu", 0)]))
+    t.step()
+    with pytest.raises(ValueError, match=message):
+        t.load()
+    t = Tiny((1, 2, 3), 4)
+    x, h, k = t.buffer(2), t.buffer(5), t.buffer(6)
+    t.everywhere(t.conv(h, [(x, 0, 2, 0, 0)], code=[("product", 0), ("store", 0, k, 0)]))
+    t.step()
+    with pytest.raises(ValueError, match="its last instruction is a store"):
+        t.load()

@@ -6,11 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_networks import FIXED, Fixed, fixed
 from zoo import ORDERS, SPECS, Case, Spec, case_of, pyramid
 
+import pixelfast as pf
 from pixelfast import plan as P
 from pixelfast import program
 from pixelfast import readiness as R
@@ -63,8 +65,11 @@ class Memory:
 def test_what_is_read_is_still_there(case_, order):
     schedule = schedule_of(get(case_), order)
     plan, memory = schedule.plan, Memory(schedule)
+    followers = memory.assembler.followers
     for _, i, positions in schedule.launches():
         op = plan.ops[i]
+        if i in followers.values():
+            continue  # it runs with its convolution
         reads = []
         for read in plan.reads(op):
             m = plan.maps[read.map]
@@ -77,8 +82,9 @@ def test_what_is_read_is_still_there(case_, order):
         if isinstance(op, P.HeadOp):
             continue
         rows, columns = plan.written(op)
-        written = positions * (rows.step or 1, columns.step or 1) + (rows.start or 0, columns.start or 0)
-        memory.held[memory.places(op.out, written)] = memory.labels(op.out, written)
+        written = positions * (rows.step, columns.step) + (rows.start, columns.start)
+        for out in (op.out, *(plan.ops[j].out for j in [followers.get(i)] if j is not None)):
+            memory.held[memory.places(out, written)] = memory.labels(out, written)
         for where, what in reads:  # no position of a launch overwrites what another reads
             assert (memory.held[where] == what).all(), plan.name_of(op)
 
@@ -149,7 +155,11 @@ def test_what_is_decoded_is_what_was_encoded(case_, order):
     assert encoded.data.dtype == np.float32
     d, plan = encoded.decoded, schedule.plan
     assert (d.colours, d.height, d.width, d.levels) == (*plan.shape, plan.levels)
-    computed = [op for op in plan.ops if not isinstance(op, P.ConstantOp | P.ConditionOp)]
+    followers = set(program.followers(schedule).values())
+    skipped = [
+        isinstance(op, P.ConstantOp | P.ConditionOp) or i in followers for i, op in enumerate(plan.ops)
+    ]
+    computed = [op for op, skip in zip(plan.ops, skipped, strict=True) if not skip]
     kinds = [
         op.kind if isinstance(op, P.HeadOp) else type(op).__name__.removesuffix("Op").lower()
         for op in computed
@@ -168,7 +178,7 @@ def test_what_is_decoded_is_what_was_encoded(case_, order):
         assert np.count_nonzero(words) == np.count_nonzero(op.weight)
     launches = [launch for launch in d.launches if launch is not None]
     positions = sum(n for _, runs in launches for _, _, n, _, _ in runs)
-    assert positions >= sum(len(p) for _, _, p in schedule.launches())
+    assert positions >= sum(len(p) for _, i, p in schedule.launches() if not skipped[i])
     assert d.launches[-1] is None
     assert sum(launch is None for launch in d.launches) == encoded.steps
 
@@ -186,3 +196,29 @@ def test_too_large_a_program_is_refused(monkeypatch):
         ValueError, match=r"\[compile\] the program needs 8\.6 GB in one table; at most 8\.6 GB are"
     ):
         program.assemble(case_of(SPECS[0]).sampler().schedule)
+
+
+def test_a_map_of_what_a_convolution_writes_is_computed_with_it():
+    torch.manual_seed(0)
+    model = pf.models.PixelCNN(levels=4, hidden=6, layers=2).eval()
+    sampler = pf.compile(model, shape=(1, 5, 6))
+    plan = sampler.schedule.plan
+    found = program.followers(sampler.schedule)
+    relus = [i for i, op in enumerate(plan.ops) if isinstance(op, P.MapOp)]
+    assert relus
+    assert sorted(found.values()) == relus
+    kinds = [op.name for op in sampler.program.decoded.ops]
+    assert "map" not in kinds
+    stores = [fn for op in sampler.program.decoded.ops for fn, _ in op.code if fn == "store"]
+    assert len(stores) == len(relus)
+    assert len(sampler.program.names) == len(kinds)
+
+
+def test_a_map_that_waits_for_more_than_its_convolution_is_not():
+    """The vertical stack's gates run once a row, as their convolutions do, but what links them does not."""
+    model = pf.models.GatedPixelCNN(levels=2, hidden=4, layers=2).eval()
+    schedule = pf.compile(model, shape=(1, 5, 6), order="raster").schedule
+    for i, j in program.followers(schedule).items():
+        assert np.array_equal(schedule.steps[i], schedule.steps[j])
+        between = [k for k in range(i + 1, j) if np.intersect1d(schedule.steps[k], schedule.steps[i]).size]
+        assert all((schedule.steps[k] == S.NEVER).all() for k in between)

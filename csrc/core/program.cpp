@@ -128,6 +128,16 @@ Instruction read_instruction(Reader& in, const Program& program, const OpRecord&
                    std::to_string(program.buffers[i.a].channels));
     in.require(i.c >= -kMaxSide && i.c <= kMaxSide && i.d >= -kMaxSide && i.d <= kMaxSide,
                "dy and dx are too large");
+  } else if (i.fn == Fn::store) {
+    const int64_t n_buffers = static_cast<int64_t>(program.buffers.size());
+    in.require(i.b >= 0 && i.b < n_buffers,
+               "buffer (=" + std::to_string(i.b) + ") must be in [0, " + std::to_string(n_buffers - 1) + "]");
+    const Buffer &b = program.buffers[i.b], &out = program.buffers[op.buffer];
+    in.require(b.space == Space::arena && b.height == out.height && b.width == out.width,
+               "a store is to the arena, on the grid of the op's output");
+    in.require(i.c >= 0 && i.c <= b.channels - op.channels, "channels from " + std::to_string(i.c) +
+                                                                " on must lie in the buffer's " +
+                                                                std::to_string(b.channels));
   } else if (i.fn == Fn::vector) {
     require_data(in, "vector", i.a, op.channels, n_data);
   }
@@ -161,6 +171,7 @@ void read_product(Reader& in, Program& program, OpRecord& op, int64_t n_data) {
     op.instructions.push_back(read_instruction(in, program, op, i, n_data));
   }
   in.part = part;
+  in.require(op.instructions.empty() || op.instructions.back().fn != Fn::store, "its last instruction is a store");
   // 31 bits times 20: no overflow.
   in.require(op.depth <= n_data, "its taps have more channels than data has floats");
   if (op.depth > 0) require_data(in, "weight", op.weight, op.depth * op.product_channels, n_data);

@@ -32,7 +32,8 @@
 //     acc = fma(in[stride_y*y + dy, stride_x*x + dx, channel + i], weight[k*product_channels + j], acc)
 // Taps outside the grid take part, with zeros. Without instructions the product is the output.
 // The expression runs per output channel; `product` reads product channel a + j for output channel j, `load`
-// and `splat` read at (y + dy, x + dx): strides are those of the taps. The last instruction is the output.
+// and `splat` read at (y + dy, x + dx): strides are those of the taps. `store` keeps a
+// result in a buffer of the same grid. The last instruction is the output.
 //
 // attend at output x, for each head, over the positions k of runs first[x] to first[x + 1], ascending:
 //   score[k] = dot(query[x], key[k]) (+ bias[head][x][k]), weight[k] = exp(score[k] - the largest score),

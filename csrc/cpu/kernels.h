@@ -32,7 +32,7 @@ struct ProductArgs {
 struct Step {
   Fn fn;
   int a, b;     // operands: indices of earlier steps
-  int leaf;     // its index in `leaves` where it reads a row of a buffer or of data, else -1
+  int leaf;     // its index in `leaves` where it reads, or stores to, a row of a buffer or of data
   int part;     // its index among the parts of the product where it reads one, else -1
   bool stored;  // its result is kept in a slot, or is the output; else its users read the row where it lies
   int slot;     // -1: the output

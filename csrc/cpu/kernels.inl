@@ -137,6 +137,11 @@ struct StepRunner {
     map1(result(r), result(r), channels, [x](Lanes) { return x; });
   }
   void run() const {
+    if (step.fn == Fn::store) {  // a row of the arena, which its users read
+      for (int r = 0; r < rows; ++r) {
+        map1(operand(step.a, r), const_cast<float*>(leaf(step, r)) + channel, channels, [](Lanes a) { return a; });
+      }
+    }
     if (!step.stored) return;
     if (step.fn == Fn::scalar) {
       for (int r = 0; r < rows; ++r) fill(r, step.scalar);

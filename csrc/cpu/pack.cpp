@@ -62,6 +62,11 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
       release(instruction.a);
       if (two) release(instruction.b);
     }
+    if (instruction.fn == Fn::store) {
+      step.leaf = static_cast<int>(packed.leaves.size());
+      step.stored = false;
+      packed.leaves.push_back(instruction);
+    }
     if (step.stored && i + 1 < n) {
       if (free_slots.empty()) free_slots.push_back(packed.n_slots++);
       step.slot = free_slots.back();

@@ -49,6 +49,7 @@ Uses uses_of(const Program& program, const OpRecord& op) {
   }
   for (const Instruction& i : op.instructions) {
     if (i.fn == Fn::load) add(found.reads, i.a, i.b, op.channels, i.c == 0 && i.d == 0);
+    if (i.fn == Fn::store) add(found.writes, i.b, i.c, op.channels, true);
     if (i.fn == Fn::splat) add(found.reads, i.a, i.b, 1, i.c == 0 && i.d == 0);
   }
   add(found.writes, op.buffer, op.channel, op.channels, true);

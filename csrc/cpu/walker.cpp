@@ -178,6 +178,8 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
   for (const Instruction& leaf : packed.leaves) {
     if (leaf.fn == Fn::vector) {
       std::fill_n(leaves, rows_, engine_.data_.data() + leaf.a);
+    } else if (leaf.fn == Fn::store) {
+      gather(leaf.b, leaf.c, 1, 1, 0, 0, leaves);
     } else {
       gather(leaf.a, leaf.b, 1, 1, leaf.c, leaf.d, leaves);
     }
