@@ -80,22 +80,38 @@ def maximum(a: ArrayLike, b: ArrayLike) -> Floats:
     return np.where(a > b, a, b)
 
 
+def _exponential(x: ArrayLike) -> tuple[Floats, Floats]:
+    """Return n and p, such that e**x = 2**n * (1 + p), for -104 <= x <= 89."""
+    x = maximum(_F(-104.0), minimum(_F(89.0), x))
+    n = fma(x, _F(1.44269504), _MAGIC) - _MAGIC
+    r = fma(n, _F(-1.42860677e-6), fma(n, _F(-0.693145752), x))
+    q = _polynomial(
+        r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
+        4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+    )  # fmt: skip
+    return n, fma(q, r * r, r)
+
+
+def _ldexp(x: Floats, n: Floats) -> Floats:
+    """Return x * 2**n, in two factors, because 2**n alone may be a denormal or overflow where the result does not."""
+    k = _bits(n + _MAGIC) - _MAGIC_BITS
+    half = k >> 1
+    return x * _floats((half + np.int32(127)) << 23) * _floats((k - half + np.int32(127)) << 23)
+
+
 def exp(x: ArrayLike) -> Floats:
     """Return e**x: within 1 ulp, 0 below -104, infinity above 88.72."""
     with np.errstate(all="ignore"):
-        x = maximum(_F(-104.0), minimum(_F(89.0), x))
-        shifted = fma(x, _F(1.44269504), _MAGIC)
-        n = shifted - _MAGIC
-        r = fma(n, _F(-1.42860677e-6), fma(n, _F(-0.693145752), x))
-        q = _polynomial(
-            r, 1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3,
-            4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
-        )  # fmt: skip
-        p = fma(q, r * r, r) + _F(1.0)
-        # Two factors, because 2**n alone may be a denormal or overflow where the result does not.
-        k = _bits(shifted) - _MAGIC_BITS
-        half = k >> 1
-        return p * _floats((half + np.int32(127)) << 23) * _floats((k - half + np.int32(127)) << 23)
+        n, p = _exponential(x)
+        return _ldexp(p + _F(1.0), n)
+
+
+def expm1(x: ArrayLike) -> Floats:
+    """Return e**x - 1, within 2 ulp."""
+    with np.errstate(all="ignore"):
+        n, p = _exponential(x)
+        scale = _ldexp(np.ones_like(n), n)
+        return fma(scale, p, scale - _F(1.0))
 
 
 def log(x: ArrayLike) -> Floats:
@@ -154,7 +170,7 @@ def relu(x: ArrayLike) -> Floats:
 def elu(x: ArrayLike) -> Floats:
     """Return x where x > 0, else e**x - 1."""
     x = _f32(x)
-    return np.where(x > _F(0.0), x, exp(x) - _F(1.0))
+    return np.where(x > _F(0.0), x, expm1(x))
 
 
 def total(x: ArrayLike) -> Floats:

@@ -43,16 +43,32 @@ inline V ldexp_by_halves(V p, typename V::Int k) {
   return p * V::floats((half + bias).template shl<23>()) * V::floats((k - half + bias).template shl<23>());
 }
 
+// e^x = 2^n * (1 + p), -104 <= x <= 89; NaN passes.
+template <class V>
+struct Exponential {
+  V n, p;
+  explicit Exponential(V x) {
+    x = V::max(V::set(-104.0f), V::min(V::set(89.0f), x));
+    n = V::fma(x, V::set(1.44269504f), V::set(kRounding)) - V::set(kRounding);
+    const V r = V::fma(n, V::set(-1.42860677e-6f), V::fma(n, V::set(-0.693145752f), x));
+    const V q = polynomial(r, V::set(1.9875691500e-4f), 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                           1.6666665459e-1f, 5.0000001201e-1f);
+    p = V::fma(q, r * r, r);
+  }
+};
+
 template <class V>
 inline V vexp(V x) {
-  x = V::max(V::set(-104.0f), V::min(V::set(89.0f), x));
-  const V shifted = V::fma(x, V::set(1.44269504f), V::set(kRounding));
-  const V n = shifted - V::set(kRounding);
-  const V r = V::fma(n, V::set(-1.42860677e-6f), V::fma(n, V::set(-0.693145752f), x));
-  const V q = polynomial(r, V::set(1.9875691500e-4f), 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                         1.6666665459e-1f, 5.0000001201e-1f);
-  const V p = V::fma(q, r * r, r) + V::set(1.0f);
-  return V::ldexp(p, n);
+  const Exponential<V> e(x);
+  return V::ldexp(e.p + V::set(1.0f), e.n);
+}
+
+// e^x - 1, exact to the last bits near zero, too.
+template <class V>
+inline V vexpm1(V x) {
+  const Exponential<V> e(x);
+  const V scale = V::ldexp(V::set(1.0f), e.n);
+  return V::fma(scale, e.p, scale - V::set(1.0f));
 }
 
 template <class V>
@@ -102,7 +118,7 @@ inline V vrelu(V x) {
 
 template <class V>
 inline V velu(V x) {
-  return V::select(V::lt(V::set(0.0f), x), x, vexp(x) - V::set(1.0f));
+  return V::select(V::lt(V::set(0.0f), x), x, vexpm1(x));
 }
 
 }  // namespace pixelfast
