@@ -81,7 +81,7 @@ def maximum(a: ArrayLike, b: ArrayLike) -> Floats:
 
 
 def exp(x: ArrayLike) -> Floats:
-    """Return e**x: within 1 ulp, 0 below -104, infinity above 88.72."""
+    """Return e**x: within 1.02 ulp, 0 below -104, infinity above 88.72."""
     with np.errstate(all="ignore"):
         x = maximum(_F(-104.0), minimum(_F(89.0), x))
         shifted = fma(x, _F(1.44269504), _MAGIC)
@@ -123,7 +123,7 @@ def log(x: ArrayLike) -> Floats:
 
 
 def tanh(x: ArrayLike) -> Floats:
-    """Return the hyperbolic tangent, within 2 ulp."""
+    """Return the hyperbolic tangent, within 1.35 ulp."""
     with np.errstate(all="ignore"):
         x = _f32(x)
         a = np.abs(x)
@@ -155,7 +155,7 @@ def relu(x: ArrayLike) -> Floats:
 
 
 def elu(x: ArrayLike) -> Floats:
-    """Return x where x > 0, else e**x - 1."""
+    """Return x where x > 0, else e**x - 1, within 2**-24: close to 0, that is many ulp."""
     x = _f32(x)
     return np.where(x > _F(0.0), x, exp(x) - _F(1.0))
 
