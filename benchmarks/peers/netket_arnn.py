@@ -4,14 +4,15 @@
     python -m benchmarks.peers.netket_arnn --out benchmarks/results/netket.json
 
 The network is NetKet's FastARNNConv2D: masked convolutions, kernel (2, 3), SELU between them, two outputs per spin.
-NetKet runs as its ARDirectSampler does, compiled by JAX for the processor, in float32. The same network in PyTorch, with
-the same weights, is what pixelfast compiles; that both are one distribution is verified on the samples of each. Both
-have one core and one thread.
+NetKet runs as its ARDirectSampler does, compiled by JAX for the processor, in float32. The same network in PyTorch,
+with the same weights, is what pixelfast compiles; that both are one distribution is verified on the samples of each.
+Both have one core and one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Spins(nn.Module):
     def __init__(self, case: Case, states: Sequence[float] = (1.0, -1.0)) -> None:
         super().__init__()
         widths = [1, *[case.features] * (case.layers - 1), 2]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, KERNEL) for a, b in zip(widths, widths[1:], strict=False))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, KERNEL) for a, b in itertools.pairwise(widths))
         self.states = torch.tensor(states)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -101,9 +102,7 @@ class NetKet:
 
     def sample(self, n: int) -> Any:
         """Draw n lattices: float32 (1, n, size**2) of spins."""
-        found, self.state = self.sampler.sample(
-            self.model, self.variables, state=self.state, chain_length=n
-        )
+        found, self.state = self.sampler.sample(self.model, self.variables, state=self.state, chain_length=n)
         return self.block(found)
 
     def levels(self, n: int) -> Tensor:
@@ -136,7 +135,7 @@ def verify(netket: NetKet, sampler: pf.Sampler, n: int = 4) -> None:
 
 def repeated(work: Callable[[], object], seconds: float) -> float:
     """Return the seconds that one call takes, on average over at least so many seconds."""
-    total, calls = 0.0, 0
+    total, calls = harness.timed(work), 1
     while total < seconds:
         total += harness.timed(work)
         calls += 1
