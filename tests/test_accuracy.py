@@ -45,7 +45,7 @@ FUNCTIONS = {
     "exp": Function(np.exp, 1.02),
     "log": Function(np.log, 0.83),
     "tanh": Function(np.tanh, 1.35),
-    "sigmoid": Function(exact_sigmoid, 1.95),
+    "sigmoid": Function(exact_sigmoid, 1.97),
 }
 
 in_extended_precision = pytest.mark.skipif(
