@@ -47,6 +47,13 @@ class Tiny:
         self.buffers.append((SPACES[space], offset, height, width, channels, rows, columns, *strides))
         return len(self.buffers) - 1
 
+    def turned(self, buffer):
+        """The same floats, from right to left."""
+        space, offset, height, width, channels, rows, row_stride, col_stride = self.buffers[buffer]
+        last = offset + (width - 1) * col_stride
+        self.buffers.append((space, last, height, width, channels, rows, row_stride, -col_stride))
+        return len(self.buffers) - 1
+
     def op(self, name, *body):
         self.ops.append([OPS[name], len(body) + 2, *body])
         return len(self.ops) - 1
@@ -318,15 +325,18 @@ def everything(seed=0):
 
 
 def attending(seed=0):
-    """Attention of a row of pixels to those before, in two runs where there are as many; a bernoulli head."""
+    """Attention of a row of pixels to those before, in two runs where there are as many, read backwards; a bernoulli
+    head."""
     t = Tiny((1, 1, 9), 2, seed)
     x, q, k, v, h = (t.buffer(n) for n in (3, 10, 10, 34, 34))
-    shared, logit = t.buffer(17), t.buffer(1)
+    mean, logit = t.buffer(17), t.buffer(1)
+    turned = t.turned(h)
     runs = [[(0, i // 2), (i // 2 + 1, i)] if i > 3 else [(0, i)] * (i > 0) for i in range(9)]
     ops = [t.input(0, x, 0, 3), *(t.conv(to, [(x, 0, 3, 0, 0)]) for to in (q, k, v))]
+    ops.append(t.attend(mean, q, k, v, heads=1, runs=[[(0, 9)]] * 9, bias_heads=1))
+    ops.append(t.conv(q, [(mean, 0, 17, 0, 0)]))
     ops.append(t.attend(h, q, k, v, heads=2, runs=runs, bias_heads=2))
-    ops.append(t.attend(shared, q, k, h, heads=1, runs=[[(0, 9)]] * 9, bias_heads=1))
-    ops.append(t.conv(logit, [(h, 0, 34, 0, 0), (shared, 0, 17, 0, 0)]))
+    ops.append(t.conv(logit, [(turned, 0, 34, 0, 0)]))
     ops.append(t.head("bernoulli", 0, logit))
     for op in ops:
         t.everywhere(op)

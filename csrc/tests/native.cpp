@@ -73,8 +73,15 @@ Engine load(const File& file, const Kernels& kernels) {
                 static_cast<int64_t>(file.data.size()), kernels);
 }
 
-// A third of the pixels are given. A run is stopped when `progress` is called for the `patience`-th time.
-Result run(const Engine& engine, int n, int threads, int chunk, int patience) {
+constexpr int kForever = std::numeric_limits<int>::max();
+
+// How a run is shared; it is stopped when `progress` is called for the `patience`-th time.
+struct How {
+  int threads = 1, team = 0, chunk = 0, patience = kForever;
+};
+
+// A third of the pixels are given.
+Result run(const Engine& engine, int n, How how) {
   const Program& p = engine.program();
   const int64_t size = int64_t{n} * p.colours * p.height * p.width;
   Result result{std::vector<int32_t>(size), std::vector<float>(size)};
@@ -90,15 +97,14 @@ Result run(const Engine& engine, int n, int threads, int chunk, int patience) {
   request.given = given.data();
   request.conditions = conditions.empty() ? nullptr : conditions.data();
   request.seed = 5;
-  request.threads = threads;
-  request.chunk = chunk;
-  engine.run(request, [&patience](double) {
-    if (--patience == 0) throw Stopped();
+  request.threads = how.threads;
+  request.team = how.team;
+  request.chunk = how.chunk;
+  engine.run(request, [&how](double) {
+    if (--how.patience == 0) throw Stopped();
   });
   return result;
 }
-
-constexpr int kForever = std::numeric_limits<int>::max();
 
 void require(bool good, const File& file, const std::string& what) {
   if (!good) throw std::runtime_error(file.name + ": " + what);
@@ -106,27 +112,26 @@ void require(bool good, const File& file, const std::string& what) {
 
 void check_bits(const File& file) {
   constexpr int kImages = 5;
-  const Result want = run(load(file, *usable_kernels()[0]), kImages, 1, 1, kForever);
+  const Result want = run(load(file, *usable_kernels()[0]), kImages, {1, 1, 1});
   for (const Kernels* kernels : usable_kernels()) {
     const Engine engine = load(file, *kernels);
-    for (const int threads : {1, 3}) {
-      for (const int chunk : {0, 1, 2, kImages}) {
-        require(run(engine, kImages, threads, chunk, kForever) == want, file,
-                std::string("other bits on ") + kernels->name + ", threads " + std::to_string(threads) +
-                    ", chunk " + std::to_string(chunk));
-      }
+    for (const How how :
+         {How{1, 1, 5}, How{1}, How{3}, How{3, 1, 2}, How{2, 2, 1}, How{3, 3, 2}, How{4, 2, 3}}) {
+      require(run(engine, kImages, how) == want, file,
+              std::string("other bits on ") + kernels->name + ", threads " + std::to_string(how.threads) +
+                  ", team " + std::to_string(how.team) + ", chunk " + std::to_string(how.chunk));
     }
   }
 }
 
 void check_callers(const File& file) {
   const Engine engine = load(file, *usable_kernels().back());
-  const Result want = run(engine, 4, 1, 1, kForever);
+  const Result want = run(engine, 4, {});
   std::atomic<int> good{0};
   std::vector<std::thread> callers;
-  for (int i = 0; i < 4; ++i) {
-    callers.emplace_back([&] {
-      for (int k = 0; k < 3; ++k) good += run(engine, 4, 2, 1, kForever) == want;
+  for (int team = 1; team <= 4; ++team) {
+    callers.emplace_back([&, team] {
+      for (int k = 0; k < 3; ++k) good += run(engine, 4, {2, team, 1}) == want;
     });
   }
   for (std::thread& caller : callers) caller.join();
@@ -137,7 +142,7 @@ void check_stopping(const File& file) {
   const Engine engine = load(file, *usable_kernels()[0]);
   for (int n = 64; n <= 1 << 20; n *= 2) {
     try {
-      run(engine, n, 3, 2, 1);
+      run(engine, n, {4, 2, 2, 1});
     } catch (const Stopped&) {
       return;
     }
@@ -160,7 +165,7 @@ void run_damaged(const File& file, Tally& tally) {
         ++tally.large;
         return;
       }
-      run(engine, kDamagedImages, 1, 0, 10);
+      for (const int threads : {2, 1}) run(engine, kDamagedImages, {threads, threads, 0, 10});
       ++tally.ran;
     } catch (const Stopped&) {
       ++tally.stopped;
