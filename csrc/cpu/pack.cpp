@@ -1,5 +1,9 @@
 // What the engine prepares once: weights in the order that the kernels read them, expressions with registers
 // assigned, and the sizes of everything that a walk needs.
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -103,6 +107,9 @@ AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
   if (!memory_) throw std::bad_alloc();
   const auto address = reinterpret_cast<uintptr_t>(memory_.get());
   aligned_ = reinterpret_cast<float*>((address + 63) / 64 * 64);
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_POISON_MEMORY_REGION(aligned_ + n, address + (n + kAlign) * sizeof(float) - reinterpret_cast<uintptr_t>(aligned_ + n));
+#endif
 }
 
 void AlignedFloats::Free::operator()(void* p) const { std::free(p); }
