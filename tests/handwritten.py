@@ -49,9 +49,9 @@ class Tiny:
 
     def turned(self, buffer):
         """The same floats, from right to left."""
-        space, offset, height, width, channels, rows, row_stride, col_stride = self.buffers[buffer]
-        last = offset + (width - 1) * col_stride
-        self.buffers.append((space, last, height, width, channels, rows, row_stride, -col_stride))
+        *_, width, row_stride, col_stride = self.buffers[buffer]
+        space, offset, *grid = self.buffers[buffer][:-2]
+        self.buffers.append((space, offset + (width - 1) * col_stride, *grid, row_stride, -col_stride))
         return len(self.buffers) - 1
 
     def op(self, name, *body):
