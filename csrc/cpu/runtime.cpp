@@ -118,7 +118,8 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
         if (workspace == nullptr) workspace = borrow();
         if (rank == 0) {
           gang.team.first_image = shared.next_chunk.fetch_add(1) * crew.chunk;
-          gang.images = static_cast<int>(std::clamp<int64_t>(request.n - gang.team.first_image, 0, crew.chunk));
+          gang.images =
+              static_cast<int>(std::clamp<int64_t>(request.n - gang.team.first_image, 0, crew.chunk));
           gang.arena = workspace->arena_for(arena_stride_ * crew.chunk);
         }
       } catch (...) {
