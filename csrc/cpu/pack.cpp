@@ -108,7 +108,8 @@ AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
   const auto address = reinterpret_cast<uintptr_t>(memory_.get());
   aligned_ = reinterpret_cast<float*>((address + 63) / 64 * 64);
 #ifdef __SANITIZE_ADDRESS__
-  ASAN_POISON_MEMORY_REGION(aligned_ + n, address + (n + kAlign) * sizeof(float) - reinterpret_cast<uintptr_t>(aligned_ + n));
+  const char* end = static_cast<char*>(memory_.get()) + (n + kAlign) * sizeof(float);
+  ASAN_POISON_MEMORY_REGION(aligned_ + n, end - reinterpret_cast<char*>(aligned_ + n));
 #endif
 }
 
