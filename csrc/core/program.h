@@ -94,7 +94,7 @@ enum class Fn : int32_t {
   count
 };
 
-// Of grids, channels, offsets in positions, taps and instructions, so that sums and small multiples stay small.
+// Of grids, channels, offsets in positions, taps and instructions, so that sums and products stay small.
 constexpr int64_t kMaxSide = 1 << 20;
 constexpr int64_t kMaxStride = 1 << 10;
 constexpr int64_t kMaxLevels = 1 << 16;
