@@ -100,7 +100,7 @@ def _ldexp(x: Floats, n: Floats) -> Floats:
 
 
 def exp(x: ArrayLike) -> Floats:
-    """Return e**x: within 1 ulp, 0 below -104, infinity above 88.72."""
+    """Return e**x: within 1.02 ulp, 0 below -104, infinity above 88.72."""
     with np.errstate(all="ignore"):
         n, p = _exponential(x)
         return _ldexp(p + _F(1.0), n)
@@ -139,7 +139,7 @@ def log(x: ArrayLike) -> Floats:
 
 
 def tanh(x: ArrayLike) -> Floats:
-    """Return the hyperbolic tangent, within 2 ulp."""
+    """Return the hyperbolic tangent, within 1.35 ulp."""
     with np.errstate(all="ignore"):
         x = _f32(x)
         a = np.abs(x)
@@ -154,11 +154,14 @@ def tanh(x: ArrayLike) -> Floats:
 
 
 def sigmoid(x: ArrayLike) -> Floats:
-    """Return 1 / (1 + e**-x), within 3 ulp, also where it is tiny."""
+    """Return 1 / (1 + e**-x), within 2 ulp, also where it is tiny."""
     with np.errstate(all="ignore"):
         x = _f32(x)
         t = exp(-np.abs(x))
-        return np.where(x < _F(0.0), t, _F(1.0)) / (_F(1.0) + t)
+        sum_ = _F(1.0) + t
+        gained = (sum_ - _F(1.0)) - t  # by rounding: exactly, since t <= 1
+        y = np.where(x < _F(0.0), t, _F(1.0)) / sum_
+        return fma(y, gained, y)
 
 
 def relu(x: ArrayLike) -> Floats:
@@ -168,7 +171,7 @@ def relu(x: ArrayLike) -> Floats:
 
 
 def elu(x: ArrayLike) -> Floats:
-    """Return x where x > 0, else e**x - 1."""
+    """Return x where x > 0, else e**x - 1, within 1 ulp."""
     x = _f32(x)
     return np.where(x > _F(0.0), x, expm1(x))
 

@@ -38,6 +38,7 @@ from .values import Condition
 
 ORDERS = ("auto", "raster", "wavefront")
 CPU = Target()
+_LITTLE_NBYTES = 1 << 24  # which is taken to be there
 
 
 @dataclass(frozen=True, eq=False)
@@ -474,6 +475,8 @@ class Sampler:
         )  # as the runtime chooses
         at_once = (parallel.get("threads") or default_threads()) * chunk
         need = n * per_image + min(n, at_once) * arena
+        if need < _LITTLE_NBYTES:  # to ask takes longer than a small batch
+            return
         have = available_nbytes()
         if need > have:
             raise MemoryError(

@@ -47,6 +47,13 @@ class Tiny:
         self.buffers.append((SPACES[space], offset, height, width, channels, rows, columns, *strides))
         return len(self.buffers) - 1
 
+    def turned(self, buffer):
+        """The same floats, from right to left."""
+        *_, width, row_stride, col_stride = self.buffers[buffer]
+        space, offset, *grid = self.buffers[buffer][:-2]
+        self.buffers.append((space, offset + (width - 1) * col_stride, *grid, row_stride, -col_stride))
+        return len(self.buffers) - 1
+
     def op(self, name, *body):
         self.ops.append([OPS[name], len(body) + 2, *body])
         return len(self.ops) - 1
@@ -69,6 +76,28 @@ class Tiny:
         head = [out, channel, channels, 1, 1, 0, 0, -1, 0, len(code)]
         return self.op("map", *head, *itertools.chain(*map(instruction, code)))
 
+    def attend(self, out, query, key, value, *, heads, runs, bias_heads=0):
+        """Of sequences as wide as their buffers have channels. `runs`: of each query, pairs from, up to."""
+        width, channels, depth = self.buffers[key][3], self.buffers[out][4], self.buffers[query][4]
+        bias = self.add_data(self.rng.normal(size=(bias_heads, len(runs), width)))
+        first = list(itertools.accumulate(map(len, runs), initial=0))
+        head = [
+            out,
+            0,
+            heads,
+            depth // heads,
+            channels // heads,
+            query,
+            0,
+            key,
+            0,
+            value,
+            0,
+            bias,
+            bias_heads,
+        ]
+        return self.op("attend", *head, first[-1], *first, *itertools.chain(*itertools.chain(*runs)))
+
     def head(self, name, colour, buffer, channel=0):
         return self.op(name, colour, buffer, channel)
 
@@ -80,8 +109,9 @@ class Tiny:
         self.steps += 1
 
     def everywhere(self, op):
-        name, _, first, second = self.ops[op][:4]  # input and heads begin with a colour
-        height, width = self.buffers[first if name in (OPS["conv"], OPS["map"]) else second][2:4]
+        name, _, first, second = self.ops[op][:4]
+        colour_first = name in (OPS["input"], OPS["categorical"], OPS["bernoulli"])
+        height, width = self.buffers[second if colour_first else first][2:4]
         self.launch(op, *[(y, 0, width, 0, 1) for y in range(height)])
 
     def words(self):
@@ -167,10 +197,38 @@ class BruteForce:
         space, i = self.at(out, channel, y, x)
         self.spaces[space][i : i + channels] = result
 
+    def attend(self, w, x):
+        out, channel, heads, depth, wide, *places, bias, bias_heads, n_runs = w[:14]
+        first, runs = w[14 : len(w) - 2 * n_runs], np.reshape(w[len(w) - 2 * n_runs :], (-1, 2))
+        attended = np.concatenate([[], *(np.arange(a, b) for a, b in runs[first[x] : first[x + 1]])]).astype(
+            int
+        )
+        width, queries = self.t.buffers[places[2]][3], self.t.buffers[out][3]
+
+        def rows(place, head, channels, positions):
+            at = places[place + 1] + head * channels
+            return np.array([self.read(places[place], at, channels, 0, p) for p in positions])
+
+        for h in range(heads):
+            result = np.zeros(wide, np.float32)
+            if len(attended):
+                scores = numerics.dot(rows(0, h, depth, [x]), rows(2, h, depth, attended))
+                if bias_heads:
+                    start = bias + ((h % bias_heads) * queries + x) * width
+                    scores = scores + self.t.data[start : start + width][attended]
+                weights = numerics.exp(scores - scores.max())
+                for weight, value in zip(weights, rows(4, h, wide, attended), strict=True):
+                    result = numerics.fma(weight, value, result)
+                result = result / numerics.total(weights)
+            space, i = self.at(out, channel + h * wide, 0, x)
+            self.spaces[space][i : i + wide] = result
+
     def position(self, op, y, x):
         name, w = self.names[op[0]], op[2:]
         if name in ("conv", "map"):
             self.product(w, y, x)
+        elif name == "attend":
+            self.attend(w, x)
         elif name == "input":
             colour, out, channel, channels, table = w
             space, i = self.at(out, channel, y, x)
@@ -240,7 +298,7 @@ def chain(shape, levels, width, *, seed=0, rows=None):
 
 
 def everything(seed=0):
-    """All ops and functions once, shared buffers, a strided conv, conditions, constants; scored at once."""
+    """Nearly all ops and functions, shared buffers, a strided conv, conditions, constants; scored at once."""
     t = Tiny((2, 4, 6), 5, seed)
     x = t.buffer(20)
     label = t.buffer(17, space="condition", broadcast=True)
@@ -267,6 +325,26 @@ def everything(seed=0):
         t.conv(logits, [(h, 0, 53, 0, 0), (coarse, 0, 9, -1, -2), (kept, 1, 17, 1, 0), (kept, 20, 17, 0, 0)])
     )
     ops += [t.head("categorical", 0, logits, 0), t.head("categorical", 1, logits, 5)]
+    for op in ops:
+        t.everywhere(op)
+        t.step()
+    return t
+
+
+def attending(seed=0):
+    """Attention of a row of pixels to those before, in two runs where there are as many, read backwards; a bernoulli
+    head."""
+    t = Tiny((1, 1, 9), 2, seed)
+    x, q, k, v, h = (t.buffer(n) for n in (3, 10, 10, 34, 34))
+    mean, logit = t.buffer(17), t.buffer(1)
+    turned = t.turned(h)
+    runs = [[(0, i // 2), (i // 2 + 1, i)] if i > 3 else [(0, i)] * (i > 0) for i in range(9)]
+    ops = [t.input(0, x, 0, 3), *(t.conv(to, [(x, 0, 3, 0, 0)]) for to in (q, k, v))]
+    ops.append(t.attend(mean, q, k, v, heads=1, runs=[[(0, 9)]] * 9, bias_heads=1))
+    ops.append(t.conv(q, [(mean, 0, 17, 0, 0)]))
+    ops.append(t.attend(h, q, k, v, heads=2, runs=runs, bias_heads=2))
+    ops.append(t.conv(logit, [(turned, 0, 34, 0, 0)]))
+    ops.append(t.head("bernoulli", 0, logit))
     for op in ops:
         t.everywhere(op)
         t.step()

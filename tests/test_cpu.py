@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from handwritten import BruteForce, C, Tiny, chain, everything, raster, run
+from handwritten import BruteForce, C, Tiny, attending, chain, everything, raster, run
 
 from pixelfast import _cpu
 
@@ -46,10 +46,11 @@ def test_drawn_and_scored_as_by_brute_force(isa, shape, levels, width, rows):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_op_as_by_brute_force(isa):
-    t = everything()
+@pytest.mark.parametrize("make", [everything, attending])
+def test_every_op_as_by_brute_force(isa, make):
+    t = make()
     rng = np.random.default_rng(3)
-    images = rng.integers(0, 5, (3, *t.shape), dtype=np.int32)
+    images = rng.integers(0, t.levels, (3, *t.shape), dtype=np.int32)
     conditions = rng.normal(size=(3, t.condition)).astype(np.float32)
     got = run(t.load(isa), t, images=images, given=True, conditions=conditions)
     for n in range(3):
@@ -333,8 +334,20 @@ def test_damage_is_named(part, word, value, message):
         _cpu.Program(words, t.data)
 
 
-def test_truncated_programs_are_refused():
-    t = everything()
+@pytest.mark.parametrize("runs", [[(0, 5), (4, 9)], [(0, 9)] * 40, [(3, 9), (0, 3)]])
+def test_attention_to_a_position_twice_is_refused(runs):
+    """There is room for as many scores as there are positions."""
+    t = Tiny((1, 1, 9), 2)
+    h = t.buffer(4)
+    t.everywhere(t.attend(h, h, h, h, heads=1, runs=[*[[]] * 8, runs]))
+    t.step()
+    with pytest.raises(ValueError, match=r"\[program\] op 0: start \(=\d, word \d+\) must be in \[\d, 8\]"):
+        t.load()
+
+
+@pytest.mark.parametrize("make", [everything, attending])
+def test_truncated_programs_are_refused(make):
+    t = make()
     words = t.words()
     for n in range(len(words)):
         cut = words[:n].copy()
@@ -344,8 +357,10 @@ def test_truncated_programs_are_refused():
             _cpu.Program(cut, t.data)
 
 
-def test_every_changed_word_is_refused_or_runs_within_its_buffers():
-    t = everything()
+@pytest.mark.parametrize("make", [everything, attending])
+def test_every_changed_word_is_refused_or_runs_within_its_buffers(make):
+    """csrc/tests/native.cpp does more of this, where a sanitizer watches."""
+    t = make()
     words = t.words()
     conditions = np.ones((2, t.condition), np.float32)
     refused = 0

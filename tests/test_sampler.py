@@ -439,6 +439,7 @@ def test_logits_that_are_nan_are_an_error(backend):
 
 def test_what_does_not_fit_in_memory_is_refused_before_it_is_allocated(monkeypatch):
     sampler = case_of(LABELLED).sampler()
+    monkeypatch.setattr(sampler_module, "_LITTLE_NBYTES", 0)
     monkeypatch.setattr(sampler_module, "available_nbytes", lambda: 10**6)
     match = r"\[sample\] 100000 images need about 0\.\d GB, of which 0\.0 GB are free; take fewer at a time \(first"
     refuse(match, sampler.sample, 100_000, labels=0, error=MemoryError)

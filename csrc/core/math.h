@@ -108,7 +108,10 @@ template <class V>
 inline V vsigmoid(V x) {
   const V t = vexp(vneg(vabs(x)));
   const V one = V::set(1.0f);
-  return V::select(V::lt(x, V::set(0.0f)), t, one) / (one + t);
+  const V sum = one + t;
+  const V gained = (sum - one) - t;  // by rounding: exactly, since t <= 1
+  const V y = V::select(V::lt(x, V::set(0.0f)), t, one) / sum;
+  return V::fma(y, gained, y);
 }
 
 template <class V>

@@ -156,8 +156,8 @@ void read_product(Reader& in, Program& program, OpRecord& op, int64_t n_data) {
   op.product_channels = in.take("product_channels", conv ? 1 : 0, conv ? kMaxSide : 0);
   op.weight = in.take("weight");
   op.bias = in.take("bias");
-  const int32_t n_taps = in.take("n_taps", 0, conv ? kMaxInt : 0);
-  const int32_t n_instructions = in.take("n_instructions", conv ? 0 : 1);
+  const int32_t n_taps = in.take("n_taps", 0, conv ? kMaxSide : 0);
+  const int32_t n_instructions = in.take("n_instructions", conv ? 0 : 1, kMaxSide);
   for (int t = 0; t < n_taps; ++t) {
     in.part = part + ": tap " + std::to_string(t);
     const Slice s = take_slice(in, program, "buffer", "channel", "channels");
@@ -171,7 +171,8 @@ void read_product(Reader& in, Program& program, OpRecord& op, int64_t n_data) {
     op.instructions.push_back(read_instruction(in, program, op, i, n_data));
   }
   in.part = part;
-  in.require(op.instructions.empty() || op.instructions.back().fn != Fn::store, "its last instruction is a store");
+  in.require(op.instructions.empty() || op.instructions.back().fn != Fn::store,
+             "its last instruction is a store");
   // 31 bits times 20: no overflow.
   in.require(op.depth <= n_data, "its taps have more channels than data has floats");
   if (op.depth > 0) require_data(in, "weight", op.weight, op.depth * op.product_channels, n_data);
@@ -234,9 +235,13 @@ void read_attention(Reader& in, const Program& program, OpRecord& op, int64_t n_
     a.first.push_back(in.take("first", q == 0 ? 0 : a.first.back(), q == 0 ? 0 : n_runs));
   }
   in.require(a.first.back() == n_runs, "the last query's runs must be the last");
-  for (int32_t r = 0; r < n_runs; ++r) {
-    a.runs.push_back(in.take("start", 0, positions - 1));
-    a.runs.push_back(in.take("end", a.runs.back() + 1, positions));
+  for (size_t q = 0; q + 1 < a.first.size(); ++q) {
+    int32_t end = 0;  // runs that overlapped could be more positions than there is room for scores
+    for (int32_t r = a.first[q]; r < a.first[q + 1]; ++r) {
+      a.runs.push_back(in.take("start", end, positions - 1));
+      end = in.take("end", a.runs.back() + 1, positions);
+      a.runs.push_back(end);
+    }
   }
 }
 

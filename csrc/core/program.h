@@ -39,7 +39,7 @@
 //   score[k] = dot(query[x], key[k]) (+ bias[head][x][k]), weight[k] = exp(score[k] - the largest score),
 //   out[j] = (one chain of fma(weight[k], value[k][j], .) from 0 on) / total(weight); 0 where there is no
 //   run. dot and total are sixteen interleaved partial sums, added pairwise, the far half to the near one.
-//   Its buffers have one row, and no two positions share a column.
+//   Its buffers have one row, and no two positions share a column. The runs of a query do not overlap.
 //
 // Positions of one launch run in any order: none reads what another of them writes. At its own position an
 // op may load exactly the channels that it writes (in place); its taps may not read them.
@@ -95,7 +95,8 @@ enum class Fn : int32_t {
   count
 };
 
-constexpr int64_t kMaxSide = 1 << 20;  // of grids, channels and offsets in positions, so that sums stay small
+// Of grids, channels, offsets in positions, taps and instructions, so that sums and products stay small.
+constexpr int64_t kMaxSide = 1 << 20;
 constexpr int64_t kMaxStride = 1 << 10;
 constexpr int64_t kMaxLevels = 1 << 16;
 

@@ -21,7 +21,10 @@ const char* describe(Flaw flaw) {
 }
 
 LevelTable::LevelTable(const Kernels& kernels, int levels)
-    : kernels_(kernels), levels_(levels), block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
+    : kernels_(kernels),
+      levels_(levels),
+      logits_(levels),
+      block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
   weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
   frequency_.resize(weight_.size());
 }
@@ -52,7 +55,9 @@ void LevelTable::filter(const float* logits, const Sampling& sampling, Weights& 
   w.allowed = static_cast<int32_t>(keep);
 }
 
-Flaw LevelTable::build(const float* logits, const Sampling& sampling) {
+Flaw LevelTable::build(const float* source, const Sampling& sampling) {
+  // They are read more than once, and in a damaged program another thread may be writing to them.
+  const float* logits = std::copy_n(source, levels_, logits_.data()) - levels_;
   Weights w = kernels_.weights(logits, levels_, sampling.inverse_temperature, weight_.data());
   if (w.nan) return Flaw::nan;
   if (std::isinf(w.largest)) return w.largest > 0 ? Flaw::infinite : Flaw::impossible;

@@ -34,6 +34,7 @@ class LevelTable {
 
   const Kernels& kernels_;
   int levels_;
+  std::vector<float> logits_;
   std::vector<int32_t> weight_;
   std::vector<int32_t> order_;
   std::vector<int32_t> frequency_;  // the bits of uint32_t

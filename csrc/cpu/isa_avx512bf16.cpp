@@ -33,7 +33,8 @@ void product_tile(const ProductArgs& p, int row) {
       for (int r = 0; r < kRows; ++r) {
         const Pairs x = reinterpret_cast<Pairs>(_mm512_set1_ps(in[r][i]));
 #pragma GCC unroll 4
-        for (int v = 0; v < kCount; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, reinterpret_cast<Pairs>(weight[v]));
+        for (int v = 0; v < kCount; ++v)
+          acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, reinterpret_cast<Pairs>(weight[v]));
       }
     }
   }

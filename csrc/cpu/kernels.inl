@@ -139,7 +139,8 @@ struct StepRunner {
   void run() const {
     if (step.fn == Fn::store) {  // a row of the arena, which its users read
       for (int r = 0; r < rows; ++r) {
-        map1(operand(step.a, r), const_cast<float*>(leaf(step, r)) + channel, channels, [](Lanes a) { return a; });
+        map1(operand(step.a, r), const_cast<float*>(leaf(step, r)) + channel, channels,
+             [](Lanes a) { return a; });
       }
     }
     if (!step.stored) return;

@@ -1,5 +1,9 @@
 // What the engine prepares once: weights in the order that the kernels read them, expressions with registers
 // assigned, and the sizes of everything that a walk needs.
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -124,15 +128,17 @@ AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
   if (!memory_) throw std::bad_alloc();
   const auto address = reinterpret_cast<uintptr_t>(memory_.get());
   aligned_ = reinterpret_cast<float*>((address + 63) / 64 * 64);
+#ifdef __SANITIZE_ADDRESS__
+  const char* end = static_cast<char*>(memory_.get()) + (n + kAlign) * sizeof(float);
+  ASAN_POISON_MEMORY_REGION(aligned_ + n, end - reinterpret_cast<char*>(aligned_ + n));
+#endif
 }
 
 void AlignedFloats::Free::operator()(void* p) const { std::free(p); }
 
 Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data,
                const Kernels& kernels, const Bf16Kernels* bf16)
-    : kernels_(kernels),
-      bf16_(bf16),
-      program_(decode_program(words, n_words, n_data)) {
+    : kernels_(kernels), bf16_(bf16), program_(decode_program(words, n_words, n_data)) {
   keep_data(data);
   ops_.resize(program_.ops.size());
   int64_t size = 0, widest = program_.levels;
@@ -206,8 +212,8 @@ void Engine::keep_data(const float* data) {
     }
     Attention& a = op.attention;
     if (a.bias_heads > 0) {
-      const int64_t row = static_cast<int64_t>(program_.buffers[op.buffer].width) *
-                          program_.buffers[a.key.buffer].width;
+      const int64_t row =
+          static_cast<int64_t>(program_.buffers[op.buffer].width) * program_.buffers[a.key.buffer].width;
       a.bias = static_cast<int32_t>(keep(a.bias, row * a.bias_heads));
     }
   }
@@ -223,9 +229,7 @@ void Engine::pack(size_t index, const float* data) {
       for (int part = 0; part < panel.parts; ++part) {
         const int64_t column = packed.parts[panel.first_part + part] + task.channel;
         float* weights = packed_.get() + panel.weights + part * width;
-        const auto row = [&](int64_t k) {
-          return data + op.weight + k * op.product_channels + column;
-        };
+        const auto row = [&](int64_t k) { return data + op.weight + k * op.product_channels + column; };
         const int64_t stride = panel.parts * width;
         int64_t k = 0;
         for (const Tap& tap : op.taps) {
@@ -243,8 +247,7 @@ void Engine::pack(size_t index, const float* data) {
           k += tap.channels;
         }
         if (op.bias < 0) continue;
-        std::copy_n(data + op.bias + column, task.channels,
-                    packed_.get() + panel.bias + part * width);
+        std::copy_n(data + op.bias + column, task.channels, packed_.get() + panel.bias + part * width);
       }
     }
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <exception>
 #include <stdexcept>
 #include <string>
 
@@ -99,8 +100,10 @@ int64_t Engine::working_nbytes() const {
   int64_t floats = static_cast<int64_t>(data_.size()) + zeros_.size();
   int64_t pointers = 0;
   for (const std::unique_ptr<Workspace>& w : idle_) {
-    for (const AlignedFloats* a : {&w->arena, &w->product, &w->rounded, &w->slots, &w->scores}) floats += a->size();
-    pointers += static_cast<int64_t>(w->inputs.size() + w->leaves.size() + w->outputs.size() + w->product_rows.size());
+    for (const AlignedFloats* a : {&w->arena, &w->product, &w->rounded, &w->slots, &w->scores})
+      floats += a->size();
+    pointers += static_cast<int64_t>(w->inputs.size() + w->leaves.size() + w->outputs.size() +
+                                     w->product_rows.size());
   }
   for (const Places& p : places_) pointers += static_cast<int64_t>(p.rows.size() + p.columns.size());
   return floats * static_cast<int64_t>(sizeof(float)) + pointers * static_cast<int64_t>(sizeof(void*));
@@ -123,14 +126,21 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
   const auto body = [&](int index) {
     Gang& gang = gangs[index / crew.size];
     const int rank = index % crew.size;
-    std::unique_ptr<Workspace> workspace = borrow();
+    std::unique_ptr<Workspace> workspace;
+    std::exception_ptr error;  // held until the others of the team know: they wait for this thread
     for (;;) {
-      if (rank == 0) {
-        gang.team.first_image = shared.next_chunk.fetch_add(1) * crew.chunk;
-        gang.images = static_cast<int>(std::clamp<int64_t>(request.n - gang.team.first_image, 0, crew.chunk));
-        gang.arena = workspace->arena_for(arena_stride_ * crew.chunk);
+      try {
+        if (workspace == nullptr) workspace = borrow();
+        if (rank == 0) {
+          gang.team.first_image = shared.next_chunk.fetch_add(1) * crew.chunk;
+          gang.images =
+              static_cast<int>(std::clamp<int64_t>(request.n - gang.team.first_image, 0, crew.chunk));
+          gang.arena = workspace->arena_for(arena_stride_ * crew.chunk);
+        }
+      } catch (...) {
+        error = std::current_exception();
       }
-      if (gang.team.wait(shared.stop.load()) || gang.images == 0) break;
+      if (gang.team.wait(error != nullptr || shared.stop.load()) || gang.images == 0) break;
       Walker walker(*this, request, *workspace, gang.arena, gang.team, rank, gang.images);
       const Failure failure = walker.walk(shared.stop, shared.done);
       shared.multiply_adds.fetch_add(walker.multiply_adds());
@@ -141,7 +151,8 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
       }
       if (request.profile != nullptr) request.profile->add(walker.profile());
     }
-    give_back(std::move(workspace));
+    if (workspace != nullptr) give_back(std::move(workspace));
+    if (error != nullptr) std::rethrow_exception(error);
   };
   const double total = static_cast<double>(request.n) * std::max<size_t>(program_.step_ends.size(), 1);
   run_threads(

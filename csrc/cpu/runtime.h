@@ -126,7 +126,7 @@ class Engine {
   const Kernels& kernels_;
   const Bf16Kernels* bf16_;
   Program program_;
-  std::vector<float> data_;  // what runs read besides the weights
+  std::vector<float> data_;     // what runs read besides the weights
   std::vector<Places> places_;  // of each buffer
   std::vector<PackedOp> ops_;
   AlignedFloats packed_;

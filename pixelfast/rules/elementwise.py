@@ -64,6 +64,9 @@ def _elu(ctx: Lowering, a: Any, alpha: float = 1, scale: float = 1, input_scale:
     """Where x is negative, alpha * (exp(input_scale * x) - 1)."""
     if (alpha, scale, input_scale) == (1, 1, 1):
         return ctx.pointwise([a], ("elu", 0))
+    if input_scale == 1 and alpha > 0:  # one product is right above 0, the other below
+        products = [("elu", 0), ("mul", -1, float(scale)), ("mul", -3, float(alpha * scale))]
+        return ctx.pointwise([a], *products, ("min" if (alpha > 1) == (scale > 0) else "max", -3, -1))
     below = [("mul", 0, float(input_scale)), ("elu", -1), ("min", -1, 0.0), ("mul", -1, float(alpha))]
     return ctx.pointwise([a], *below, ("max", 0, 0.0), ("add", -1, -3), ("mul", -1, float(scale)))
 

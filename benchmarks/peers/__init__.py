@@ -1,0 +1,1 @@
+"""Benchmarks against other packages, each an optional extra: `python -m benchmarks.peers.NAME`."""
