@@ -1,11 +1,13 @@
 """How long does an image take? `Sampler.sample` against two ways to sample in PyTorch.
 
     plain   one forward pass of the whole network per sub-pixel (pixelfast/plain.py)
+    compiled  the same of a module that torch.compile has compiled
     cached  the loop that a careful user would write by hand: every feature computed once (cached_loop.py; there is
             none for PixelCNN++)
 
-What is compared is verified first. Both loops are timed in part, the plain one on a few passes, the cached
-one on a few rows, and extrapolated to whole images. All use the same number of threads.
+What is compared is verified first. The loops are timed in part, the plain ones on a few passes, the cached
+one on a few rows, and extrapolated to whole images. All use the same number of threads. The floor is what one thread's
+multiply-adds and weights would take (floor.py), over the number of threads.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from pixelfast._files import check_writable
 from pixelfast.sampler import Sampler
 from pixelfast.sampler import compile as compile_model
 
-from . import cached_loop, harness
+from . import cached_loop, floor, harness
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ CASES = (
     Case(models.PixelCNNPlusPlus, 3, 32, preset="cifar10"),
 )
 BATCHES = (1, 16, 64)
+NAMES = {"cached": "cached loop", "plain": "plain loop", "compiled": "compiled loop"}
+OTHERS = tuple(NAMES)
 
 
 def verify(model: models.AutoregressiveModel, sampler: Sampler) -> None:
@@ -88,10 +93,11 @@ def verify(model: models.AutoregressiveModel, sampler: Sampler) -> None:
 
 
 def measure(
-    case: Case, batches: Sequence[int], *, threads: int, repeats: int, rows: int
+    case: Case, batches: Sequence[int], *, threads: int, repeats: int, rows: int, compiled: bool
 ) -> list[dict[str, Any]]:
     """Time one model at some batch sizes. Returns a row of figures for each."""
     model = case.model()
+    peaks = floor.measure()
     sampler = compile_model(model, shape=case.shape)
     verify(model, sampler)
     rows = min(rows, case.size)
@@ -112,12 +118,14 @@ def measure(
             )
             return setup + part * case.size / rows
 
-        def loop(n: int = n) -> float:
-            return plain.seconds(model, (n, *case.shape), passes=1)[1]
+        def loop(module: Any, n: int = n) -> float:
+            return plain.seconds(module, (n, *case.shape), passes=1)[1]
 
-        contestants = {"pixelfast": engine, "cached": cached, "plain": loop}
-        if not cached_loop.knows(model):
-            del contestants["cached"]
+        contestants = {"pixelfast": engine, "plain": partial(loop, model)}
+        if cached_loop.knows(model):
+            contestants["cached"] = cached
+        if compiled:
+            contestants["compiled"] = partial(loop, torch.compile(model, dynamic=False))
         seconds = harness.interleaved(contestants, repeats)
         results.append(
             {
@@ -127,6 +135,10 @@ def measure(
                 "steps": sampler.steps,
                 "sub_pixels": math.prod(case.shape),
                 "multiply_adds_per_image": sampler.multiply_adds,
+                "peaks": peaks.as_dict(),
+                "floor_per_image": floor.seconds(floor.Work.of(sampler.schedule), peaks, n)["floor"]
+                / n
+                / threads,
                 "seconds_per_image": {name: value / n for name, value in seconds.items()},
                 "extrapolated": {
                     "cached": f"from {rows} of {case.size} rows",
@@ -140,8 +152,8 @@ def measure(
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of a table, the head first."""
-    head = ["model", "batch", "pixelfast", "cached loop*", "plain loop*", "vs cached", "vs plain"]
-    lines = [[*head, "GMAC/s", "of peak"]]
+    head = ["model", "batch", "pixelfast", "over floor", *(f"{NAMES[name]}*" for name in OTHERS)]
+    lines = [[*head, *(f"vs {name}" for name in OTHERS), "GMAC/s", "of peak"]]
     for row in result["rows"]:
         seconds = row["seconds_per_image"]
         rate = row["multiply_adds_per_image"] / seconds["pixelfast"]
@@ -149,13 +161,12 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
             [
                 row["model"],
                 str(row["batch"]),
-                *(
-                    duration(seconds[name]) if name in seconds else ""
-                    for name in ("pixelfast", "cached", "plain")
-                ),
+                duration(seconds["pixelfast"]),
+                f"{seconds['pixelfast'] / row['floor_per_image']:.2f}",
+                *(duration(seconds[name]) if name in seconds else "" for name in OTHERS),
                 *(
                     f"{seconds[name] / seconds['pixelfast']:,.0f}x" if name in seconds else ""
-                    for name in ("cached", "plain")
+                    for name in OTHERS
                 ),
                 f"{rate / 1e9:.1f}",
                 f"{rate / result['machine']['peak_multiply_adds_per_second']:.0%}",
@@ -183,6 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count() or 1, help="of every contestant (all cores)"
     )
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="time the loop of a compiled module, too, which takes minutes to compile",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds, after one to warm up (3)")
     parser.add_argument("--out", help="where the JSON record goes")
 
@@ -199,7 +216,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     repeats, part = (1, 1) if options.quick else (options.repeats, 2)
     rows = []
     for case in cases:
-        found = measure(case, batches, threads=options.threads, repeats=repeats, rows=part)
+        compiled = options.compiled and not options.quick
+        found = measure(case, batches, threads=options.threads, repeats=repeats, rows=part, compiled=compiled)
         for row in found:
             figures = ", ".join(
                 f"{name} {duration(value)}" for name, value in row["seconds_per_image"].items()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from pixelfast.sampler import compile as compile_model
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not installed
 
-from benchmarks import cached_loop, compiling, harness, report, sampling  # noqa: E402
+from benchmarks import cached_loop, compiling, floor, harness, limits, report, sampling  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,7 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
     parser = sampling.argparse.ArgumentParser()
     sampling.add_arguments(parser)
     out = tmp_path / "record.json"
-    sampling.run(parser.parse_args(["--repeats", "1", "--threads", "1", "--out", str(out)]))
+    sampling.run(parser.parse_args(["--repeats", "1", "--threads", "1", "--no-compiled", "--out", str(out)]))
     record = json.loads(out.read_text())
     assert [(row["model"], row["batch"]) for row in record["rows"]] == [
         ("PixelCNN 5x5x1 C8 L1", 1),
@@ -114,6 +115,7 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
         assert set(row["seconds_per_image"]) == {"pixelfast", "cached", "plain"}
         assert all(value > 0 for value in row["seconds_per_image"].values())
         assert row["multiply_adds_per_image"] > 0
+        assert row["floor_per_image"] > 0
     assert record["load_before"] >= 0
     assert record["machine"]["peak_multiply_adds_per_second"] > 0
     assert set(record["versions"]) == {"pixelfast", "python", "torch", "numpy"}
@@ -213,3 +215,58 @@ def test_compiling_refuses_a_second_export(monkeypatch):
     monkeypatch.setattr(compiling, "CASES", {"two": (lambda: next(made), (1, 4, 4))})
     with pytest.raises(ValueError, match=r"\[compiling\] two was exported again"):
         compiling.measure("two", 1)
+
+
+# --- floor and limits -------------------------------------------------------------------------------------
+
+
+def peaks(multiply_adds=100.0, bandwidths=(40.0, 20.0, 8.0), caches=(1000, 4000)):
+    return floor.Peaks(multiply_adds, bandwidths, caches)
+
+
+def test_the_floor_is_the_larger_of_products_and_weights():
+    work = floor.Work(np.array([0, 0, 0]), np.array([1, 10, 100]), np.array([50]))
+    found = floor.seconds(work, peaks(), 1)
+    assert found["multiply_adds"] == pytest.approx(111 * 50 / 100)
+    reading = [200 / 8, 200 / 40, 200 / 40]  # the first time from memory
+    assert found["weights"] == pytest.approx(sum(reading))
+    assert found["floor"] == pytest.approx(sum(map(max, reading, [0.5, 5.0, 50.0])))
+    assert floor.seconds(work, peaks(), 10)["floor"] == pytest.approx(25 + 50 + 500)
+    assert floor.seconds(work, peaks(), 1, word=2)["weights"] == pytest.approx(sum(reading) / 2)
+
+
+def test_weights_live_where_what_was_read_since_fits():
+    ops = np.array([0, 1, 0, 2, 0, 1])
+    work = floor.Work(ops, np.ones(6, int), np.array([100, 120, 900]))
+    assert work.lives((1000, 5000), 4).tolist() == [2, 2, 0, 2, 1, 1]
+    assert work.lives((1000, 4000), 4).tolist() == [2, 2, 0, 2, 1, 2]
+    assert work.lives((500, 4000), 1).tolist() == [2, 2, 0, 2, 1, 1]
+
+
+def test_work_is_what_a_schedule_launches():
+    model = models.PixelCNN(levels=2, hidden=4, layers=1).eval()
+    sampler = compile_model(model, shape=(1, 4, 5))
+    work = floor.Work.of(sampler.schedule)
+    assert (work.positions * work.weights[work.ops]).sum() == sampler.multiply_adds
+
+
+def test_limits_from_measurement_to_tables(tmp_path, capsys, monkeypatch):
+    tiny = sampling.Case(models.PixelCNN, 1, 5, 4, 1, levels=3)
+    monkeypatch.setattr(limits, "CASES", (tiny,))
+    monkeypatch.setattr(limits, "SMALL", tiny)
+    monkeypatch.setattr(limits, "SIZES", (tiny,))
+    monkeypatch.setattr(limits, "BATCHES", (1, 16))
+    monkeypatch.setattr(floor, "measure", peaks)
+    parser = limits.argparse.ArgumentParser()
+    limits.add_arguments(parser)
+    out = tmp_path / "limits.json"
+    limits.run(parser.parse_args(["--repeats", "1", "--threads", "2", "--out", str(out)]))
+    record = json.loads(out.read_text())
+    for row in record["rows"]:
+        assert [s["batch"] for s in row["speed"]] == [1, 16]
+        assert all(s["seconds"] > 0 and s["over_floor"] > 0 for s in row["speed"])
+        assert all(sum(s["shares"].values()) == pytest.approx(1) for s in row["shares"])
+        assert all(o["over_best"] >= 1 and o["best"] in o["seconds"] for o in row["orders"])
+        assert all(m["working_nbytes"] > m["ring_nbytes"] > 0 for m in row["memory"])
+    assert record["sizes"][0]["ns_per_pixel"] > 0
+    assert "over floor" in capsys.readouterr().out
