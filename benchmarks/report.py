@@ -5,61 +5,104 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pixelfast._files import replacing
 
-from . import sampling
+from . import compiling, floor, limits, sampling
 
-_BLOCK = re.compile(r"(<!-- speeds: begin[^\n]*-->\n).*?(<!-- speeds: end -->)", re.DOTALL)
+Record = Mapping[str, Any]
 
 
-def markdown(result: Mapping[str, Any]) -> str:
-    """Return a record of `sampling` as a table, with the machine and the versions below it."""
-    head, *rows = sampling.table(result)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def blocks(result: Record) -> dict[str, str]:
+    """Return the tables of a record, by the names of the markers that they go between.
+
+    Raises ValueError for a record of a question that has none.
+    """
+    question = result["question"]
+    if question == "sampling":
+        extrapolated = (
+            "\\* Extrapolated: the plain and the compiled loop from forward passes, the cached one from rows."
+        )
+        return {
+            "speeds": _block(result, short(sampling.table(result)), f"Time per image. {extrapolated}"),
+            "contestants": _block(result, sampling.table(result), f"Time per image. {extrapolated}"),
+        }
+    if question == "limits":
+        peaks = f"The machine reaches {floor.describe(result['rows'][-1]['peaks'])}."
+        return {
+            "limits": _block(result, limits.table(result), peaks),
+            "parts": _block(result, limits.parts_table(result)),
+            "sizes": _block(result, limits.sizes_table(result)),
+        }
+    if question == "compiling":
+        return {"compiling": _block(result, compiling.table(result))}
+    if question == "netket":
+        from .peers import netket_arnn
+
+        versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("netket", "jax"))
+        return {"netket": _block(result, netket_arnn.table(result), f"With {versions}.")}
+    raise ValueError(f"[report] there are no tables of {question!r}")
+
+
+def short(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The columns of a table of speeds that a README has room for."""
+    kept = ("model", "batch", "pixelfast", "over floor", "vs cached", "vs plain", "of peak")
+    at = [lines[0].index(name) for name in kept]
+    return [[line[i] for i in at] for line in lines]
+
+
+def _block(result: Record, lines: Sequence[Sequence[str]], note: str = "") -> str:
+    """A table, with the machine and the versions below it."""
+    head, *rows = lines
+    text = "\n".join(
+        "| " + " | ".join(line) + " |" for line in [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    )
     host, versions = result["machine"], result["versions"]
     peak = f"{host['peak_multiply_adds_per_second'] / 1e9:.0f} G multiply-adds/s"
     busy = (
         f", while the machine was busy (load {result['load_before']})" if result["load_before"] > 0.5 else ""
     )
+    threads = "1 thread" if host["threads"] == 1 else f"{host['threads']} threads"
     return (
-        f"{text}\n\n"
-        "Time per image. \\* Extrapolated: the plain loop from timed forward passes, the cached loop from "
-        "timed rows.\n"
-        f"Measured {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, "
-        f"{host['threads']} threads, {host['isa']}, whose fp32 peak was measured at {peak}; "
-        f"torch {versions['torch']}, Python {versions['python']}{busy}.\n"
+        f"{text}\n\n{note}{' ' if note else ''}"
+        f"Measured {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, {threads}, {host['isa']}, "
+        f"whose fp32 peak was measured at {peak}; torch {versions['torch']}, Python {versions['python']}{busy}.\n"
     )
 
 
-def insert(text: str, block: str) -> str:
-    """Return `text` with what stands between the two speeds markers replaced.
+def insert(text: str, tables: Mapping[str, str]) -> str:
+    """Return `text` with what stands between the markers of each of the tables that it has replaced.
 
-    Raises ValueError if the markers are not there.
+    Raises ValueError if it has none of the markers.
     """
-    if not _BLOCK.search(text):
-        raise ValueError("[report] there are no markers <!-- speeds: begin --> and <!-- speeds: end -->")
-    return _BLOCK.sub(lambda found: found[1] + block + found[2], text)
+    found = 0
+    for name, block in tables.items():
+        marked = re.compile(rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+        text, n = marked.subn(lambda m, block=block: m[1] + block + m[2], text)  # type: ignore[misc]
+        found += n
+    if not found:
+        names = " or ".join(f"<!-- {name}: begin --> and <!-- {name}: end -->" for name in tables)
+        raise ValueError(f"[report] there are no markers {names}")
+    return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `python -m benchmarks report`."""
-    parser.add_argument("record", help="a JSON record of `python -m benchmarks sampling`")
+    parser.add_argument("record", help="a JSON record of another benchmark")
     parser.add_argument(
         "--into", nargs="*", default=[], metavar="FILE", help="Markdown files to update in place"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table, or write it into files."""
-    block = markdown(json.loads(Path(options.record).read_text(encoding="utf-8")))
+    """Print the tables, or write them into files."""
+    tables = blocks(json.loads(Path(options.record).read_text(encoding="utf-8")))
     if not options.into:
-        print(block, end="")
+        print("\n".join(tables.values()), end="")
     for path in map(Path, options.into):
-        new = insert(path.read_text(encoding="utf-8"), block)
+        new = insert(path.read_text(encoding="utf-8"), tables)
         with replacing(path) as temporary:
             temporary.write_text(new, encoding="utf-8")

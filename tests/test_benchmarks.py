@@ -126,10 +126,15 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
     parser = sampling.argparse.ArgumentParser()
     report.add_arguments(parser)
     report.run(parser.parse_args([str(out)]))
-    table = capsys.readouterr().out
-    assert table.count("\n| ") == 5  # the rule and four rows, after the head
+    tables = report.blocks(record)
+    assert capsys.readouterr().out == "\n".join(tables.values())
+    assert all(
+        table.count("\n| ") == 5 for table in tables.values()
+    )  # the rule and four rows, after the head
     report.run(parser.parse_args([str(out), "--into", str(page)]))
-    assert page.read_text() == f"before\n<!-- speeds: begin -->\n{table}<!-- speeds: end -->\nafter\n"
+    assert (
+        page.read_text() == f"before\n<!-- speeds: begin -->\n{tables['speeds']}<!-- speeds: end -->\nafter\n"
+    )
 
 
 def test_a_busy_machine_is_noted(monkeypatch, capsys):
@@ -173,7 +178,9 @@ def test_verify_refuses_what_is_wrong(spoiled, message, monkeypatch):
 
 def test_report_wants_markers():
     with pytest.raises(ValueError, match=r"\[report\] there are no markers <!-- speeds: begin --> and"):
-        report.insert("no markers here", "table")
+        report.insert("no markers here", {"speeds": "table"})
+    with pytest.raises(ValueError, match=r"there are no tables of 'skew'"):
+        report.blocks({"question": "skew"})
 
 
 @pytest.mark.parametrize(
@@ -183,8 +190,27 @@ def test_duration(seconds, text):
     assert sampling.duration(seconds) == text
 
 
-def test_the_readme_has_markers_for_the_table():
-    assert report.insert((ROOT / "README.md").read_text(encoding="utf-8"), "")
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("README.md", ["speeds"]),
+        ("docs/performance.md", ["limits", "parts", "sizes", "contestants", "compiling", "netket"]),
+    ],
+)
+def test_pages_have_markers_for_the_tables(page, names):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name in names:
+        assert "a table" in report.insert(text, {name: "a table\n"})
+
+
+@pytest.mark.parametrize("name", ["sampling", "limits", "compiling", "netket"])
+def test_records_become_tables(name):
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not path.exists():
+        pytest.skip("the records are not part of a source distribution")
+    for table in report.blocks(json.loads(path.read_text())).values():
+        assert table.startswith("| model | ")
+        assert "Measured 20" in table
 
 
 def test_the_command_lists_its_questions():
@@ -269,4 +295,5 @@ def test_limits_from_measurement_to_tables(tmp_path, capsys, monkeypatch):
         assert all(o["over_best"] >= 1 and o["best"] in o["seconds"] for o in row["orders"])
         assert all(m["working_nbytes"] > m["ring_nbytes"] > 0 for m in row["memory"])
     assert record["sizes"][0]["ns_per_pixel"] > 0
+    assert set(report.blocks(record)) == {"limits", "parts", "sizes"}
     assert "over floor" in capsys.readouterr().out
