@@ -60,8 +60,7 @@ Crew Engine::choose_crew(const Request& r) const {
     crew.teams = static_cast<int>(std::min<int64_t>(crew.teams, chunks));
     const int64_t rounds = (chunks + crew.teams - 1) / crew.teams;
     const bool rows = mean_positions_ * crew.chunk >= kSharedRows * size;
-    const std::vector<bool>& waits = rows ? waits_.by_rows : waits_.any;
-    const auto count = size > 1 ? std::count(waits.begin(), waits.end(), true) : 0;
+    const int64_t count = size == 1 ? 0 : rows ? waits_.n_by_rows : waits_.n_any;
     const double work = work_ * crew.chunk / size + static_cast<double>(count) * size * kWaitWork;
     const double cost = static_cast<double>(rounds) * work;
     if (best.size == 0 || cost < least) best = crew, least = cost;

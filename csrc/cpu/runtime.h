@@ -83,6 +83,7 @@ struct Places {
 // shared.
 struct Waits {
   std::vector<bool> by_rows, any;
+  int64_t n_by_rows = 0, n_any = 0;  // launches that wait
 };
 
 Waits find_waits(const Program& program);

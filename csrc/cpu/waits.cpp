@@ -100,6 +100,8 @@ Waits find_waits(const Program& program) {
   };
   find(waits.any, false);
   find(waits.by_rows, true);
+  waits.n_any = std::count(waits.any.begin(), waits.any.end(), true);
+  waits.n_by_rows = std::count(waits.by_rows.begin(), waits.by_rows.end(), true);
   return waits;
 }
 
