@@ -470,9 +470,8 @@ class Sampler:
     def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
         arena, weights = 4 * max(program.arena_floats, 1), 4 * len(program.data)
-        chunk = parallel.get("chunk") or max(
-            max(C["kArenaBytes"], weights) // arena, 1
-        )  # as the runtime chooses
+        most = max(C["kArenaBytes"], weights) // arena
+        chunk = parallel.get("chunk") or max(most * 3 // 2, 1)  # as the runtime chooses, to the nearest
         at_once = (parallel.get("threads") or default_threads()) * chunk
         need = n * per_image + min(n, at_once) * arena
         if need < _LITTLE_NBYTES:  # to ask takes longer than a small batch

@@ -40,7 +40,7 @@ int Engine::choose_chunk(int64_t n, int teams) const {
   const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
   const int64_t fitting = std::max<int64_t>(1, std::max(kArenaBytes, weights_nbytes()) / arena_bytes);
   const int64_t most = std::min(filling, fitting);
-  const int64_t rounds = (n + most * teams - 1) / (most * teams);
+  const int64_t rounds = std::max<int64_t>(1, (2 * n + most * teams) / (2 * most * teams));  // to the nearest
   return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
 }
 
