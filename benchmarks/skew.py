@@ -1,0 +1,190 @@
+"""What does a Gated PixelCNN made for the wavefront lose in likelihood, and gain in time?
+
+The ordinary network and its variants of skew 2, 4 and 8 have the same live weights, and see the same batches of the
+same data. `--train` trains and scores them, in folders that `--time` reads. Times are of the trained models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixelfast import data, models
+from pixelfast._files import check_writable, replacing
+from pixelfast.sampler import Sampler
+from pixelfast.sampler import compile as compile_model
+from pixelfast.train import evaluate, train
+
+from . import harness
+
+SKEWS = (None, 2, 4, 8)
+# The seeds of each network's runs; the second ones show what a difference of one seed means.
+SEEDS: dict[int | None, tuple[int, ...]] = {None: (0, 1), 2: (0, 1), 4: (0,), 8: (0,)}
+MODEL: dict[str, Any] = {"hidden": 32, "layers": 12}
+TRAINING: dict[str, Any] = {"epochs": 1, "batch": 16, "lr": 1e-3}
+ORDERS = ("raster", "wavefront")
+BATCHES = (1, 64)
+SCORE = "score.json"
+
+
+def name(skew: int | None) -> str:
+    """What a network is called in the tables."""
+    return "ordinary" if skew is None else f"skew {skew}"
+
+
+def folder(runs: Path, skew: int | None, seed: int) -> Path:
+    """Where a network's run is."""
+    return runs / f"{name(skew).replace(' ', '-')}-seed-{seed}"
+
+
+def order_of_runs() -> Iterator[tuple[int | None, int]]:
+    """Every network, then again those with a second seed."""
+    for seed in (0, 1):
+        yield from ((skew, seed) for skew in SKEWS if seed in SEEDS[skew])
+
+
+def live(model: torch.nn.Module) -> int:
+    """Count the weights that no mask holds at zero."""
+    dead = sum(int((mask == 0).sum()) for mask in model.buffers())
+    return sum(parameter.numel() for parameter in model.parameters()) - dead
+
+
+def train_and_score(runs: Path, source: Path, limit: int) -> None:
+    """Train what is not trained yet, or not to the end, and write its score on all test images into its folder."""
+    images, test = data.load(source, split="train"), data.load(source, split="test")
+    if limit < len(images):
+        images = images.take(np.arange(limit), f"the first {limit}")
+    for skew, seed in order_of_runs():
+        out = folder(runs, skew, seed)
+        if (out / SCORE).exists():
+            continue
+        torch.manual_seed(seed)
+        channels = images.shape[0]
+        model = models.GatedPixelCNN(channels=channels, levels=images.levels, skew=skew, **MODEL)
+        trained = train(model, images, out=out, seed=seed, resume=True, **TRAINING)
+        score = {
+            "bits_per_dim": evaluate(trained, test).bits_per_dim,
+            "test_images": len(test),
+            "train_images": len(images),
+            "data": images.name,
+        }
+        with replacing(out / SCORE) as temporary:
+            temporary.write_text(json.dumps(score) + "\n", encoding="utf-8")
+        print(f"{out.name}: {score['bits_per_dim']:.4f} bits/dim", flush=True)
+
+
+def verify(model: models.AutoregressiveModel, samplers: Mapping[str, Sampler]) -> None:
+    """Check on two images that both orders draw the same ones, of the model's probability. Raises ValueError if not."""
+    raster, wavefront = (samplers[order].sample(2, seed=1) for order in ORDERS)
+    if not torch.equal(raster.images, wavefront.images):
+        raise ValueError("[verify] the orders draw different images")
+    with torch.inference_mode():
+        if not torch.allclose(wavefront.log_prob, model.log_prob(wavefront.images), rtol=1e-4, atol=1e-1):
+            raise ValueError("[verify] the engine's log probabilities differ from the model's")
+
+
+def measure(runs: Path, *, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Time all networks in both orders, in turn. Returns a row for each: seconds of a whole batch."""
+    networks = {skew: models.load(folder(runs, skew, 0)) for skew in SKEWS}
+    samplers: dict[int | None, dict[str, Sampler]] = {}
+    for skew, model in networks.items():
+        if model.shape is None:
+            raise ValueError(f"[measure] {folder(runs, skew, 0)} does not say the size of its images")
+        samplers[skew] = {order: compile_model(model, shape=model.shape, order=order) for order in ORDERS}
+        verify(model, samplers[skew])
+    contestants = {
+        f"{skew} {order} {n}": lambda skew=skew, order=order, n=n: harness.timed(
+            lambda: samplers[skew][order].sample(n, seed=0, threads=threads)
+        )
+        for n in BATCHES
+        for skew in SKEWS
+        for order in ORDERS
+    }
+    seconds = harness.interleaved(contestants, repeats)
+    rows = []
+    for skew in SKEWS:
+        scores = {seed: folder(runs, skew, seed) / SCORE for seed in SEEDS[skew]}
+        found = {seed: json.loads(path.read_text()) for seed, path in scores.items() if path.exists()}
+        rows.append(
+            {
+                "model": name(skew),
+                "config": networks[skew].config,
+                "live_parameters": live(networks[skew]),
+                "skew": samplers[skew]["wavefront"].schedule.order.skew,
+                "steps": {order: samplers[skew][order].steps for order in ORDERS},
+                "multiply_adds_per_image": samplers[skew]["wavefront"].multiply_adds,
+                "auto": compile_model(networks[skew], shape=networks[skew].shape).order,
+                "seconds": {
+                    str(n): {order: seconds[f"{skew} {order} {n}"] for order in ORDERS} for n in BATCHES
+                },
+                "repeats": repeats,
+                "training": TRAINING,
+                "scores_by_seed": found,
+            }
+        )
+    return rows
+
+
+def table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of a table, the head first."""
+    head = ["model", "live weights", "bits/dim", "steps"]
+    lines = [head + [f"batch {n}, {order}" for n in BATCHES for order in ORDERS]]
+    for row in result["rows"]:
+        bits = " / ".join(f"{score['bits_per_dim']:.4f}" for score in row["scores_by_seed"].values())
+        lines.append(
+            [
+                row["model"],
+                f"{row['live_parameters']:,}",
+                bits,
+                str(row["steps"]["wavefront"]),
+                *(f"{row['seconds'][str(n)][order] * 1e3:.1f} ms" for n in BATCHES for order in ORDERS),
+            ]
+        )
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `python -m benchmarks.skew`."""
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--train", action="store_true", help="train and score what is not yet there")
+    parser.add_argument("--time", action="store_true", help="time the trained models, and print the table")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data/fashion_mnist"), help="the data set"
+    )
+    parser.add_argument("--limit", type=int, default=48000, help="training images: the first so many (48000)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch and of pixelfast (1)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one to warm up (5)")
+    parser.add_argument("--out", help="where the JSON record goes")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, or time and write the record, or both."""
+    if options.out is not None:
+        check_writable(options.out)
+    torch.set_num_threads(options.threads)
+    if options.train:
+        train_and_score(options.runs, options.data, options.limit)
+    if options.time:
+        busy = harness.load()
+        rows = measure(options.runs, threads=options.threads, repeats=options.repeats)
+        result = harness.record("skew", options.threads, busy, rows)
+        print(harness.table(table(result)))
+        if options.out is not None:
+            harness.save(result, options.out)
+
+
+def main() -> None:
+    """Run `python -m benchmarks.skew`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.skew", description=__doc__)
+    add_arguments(parser)
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
