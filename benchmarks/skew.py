@@ -157,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", type=Path, default=Path("../shared/data/fashion_mnist"), help="the data set"
     )
-    parser.add_argument("--limit", type=int, default=48000, help="training images: the first so many (48000)")
+    parser.add_argument("--limit", type=int, default=30000, help="training images: the first so many (30000)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch and of pixelfast (1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one to warm up (5)")
     parser.add_argument("--out", help="where the JSON record goes")

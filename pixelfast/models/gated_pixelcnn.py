@@ -27,12 +27,12 @@ class GatedPixelCNN(AutoregressiveModel):
             of this skew draws an image in W + skew * (H - 1) steps. None is the network of the paper, and so is
             any skew from kernel // 2 + layers on.
 
-    Within a row, all layers together may look skew - 1 columns to the right; the first ones do. A tap that a row
-    of a vertical kernel cannot have for that, goes to the row above it, to the right, as far as that row may reach,
-    so that the number of live weights is the same for every skew. Of a 2x3 kernel and its own position o:
+    Within a row, all layers together may look skew - 1 columns to the right; the first ones do. A row of a vertical
+    kernel that would reach further is moved to the left until it does not, so that the number of live weights is the
+    same for every skew. Of a 2x3 kernel and its own position o:
 
-        x x x          x x x x
-        x o x  becomes x o
+        x x x            x x x
+        x o x  becomes x x o
 
     Raises:
         TypeError: for a number that is no integer.
@@ -161,21 +161,16 @@ class _Layer(nn.Module):
 
 
 def _wedge(rows: int, columns: int, right: int, skew: int) -> tuple[Tensor, int]:
-    """Return the live taps of a vertical kernel of rows * columns taps, and how many columns it has to the left.
+    """Return the live taps of a vertical kernel, and how many columns it has to the left of its own position.
 
-    The own row, the last, ends `right` columns to the right, and a row j above it at most skew * j further on. What is
-    cut off goes to the row above, and from the uppermost one to its left: bool (rows, columns and what that takes).
+    Its own row, the last, ends at most `right` columns to the right, and a row j above it at most skew * j further on.
+    A row that would not is moved to the left: bool (rows, columns and as many as the rows are moved apart).
     """
-    side, cut = columns // 2, 0
-    ends = []
-    for j in range(rows):
-        ends.append(min(side + cut, right + skew * j))
-        cut += side - ends[-1]
-    before = side + cut
-    taps = torch.zeros(rows, before + 1 + max(ends), dtype=torch.bool)
-    for j, end in enumerate(ends):
-        taps[rows - 1 - j, cut : before + 1 + end] = True
-    taps[0, :cut] = True
+    ends = [min(columns // 2, right + skew * j) for j in reversed(range(rows))]
+    before = columns - 1 - ends[-1]
+    taps = torch.zeros(rows, before + 1 + ends[0], dtype=torch.bool)
+    for row, end in zip(taps, ends, strict=True):
+        row[before + 1 + end - columns : before + 1 + end] = True
     return taps, before
 
 

@@ -1,0 +1,73 @@
+"""The benchmark of skews trains, scores, times and records. No speeds here."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pixelfast import models
+
+sys.path.append(str(Path(__file__).parents[1]))  # the benchmarks are not installed
+
+from benchmarks import skew
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The benchmark's arguments for networks and data that take no time."""
+    monkeypatch.setattr(skew, "SKEWS", (None, 2))
+    monkeypatch.setattr(skew, "SEEDS", {None: (0, 1), 2: (0,)})
+    monkeypatch.setattr(skew, "MODEL", {"hidden": 4, "layers": 3, "kernel": 3})
+    monkeypatch.setattr(skew, "BATCHES", (1, 2))
+    images = np.random.default_rng(0).integers(0, 4, (9, 5, 6), dtype=np.uint8)
+    np.savez(tmp_path / "tiny.npz", train_images=images, test_images=images[:3], levels=4)
+    argv = [
+        "--runs",
+        str(tmp_path / "runs"),
+        "--data",
+        str(tmp_path / "tiny.npz"),
+        "--limit",
+        "8",
+        "--repeats",
+        "1",
+    ]
+    parser = skew.argparse.ArgumentParser()
+    skew.add_arguments(parser)
+    return lambda *more: skew.run(parser.parse_args([*argv, *more]))
+
+
+def test_it_trains_scores_and_times(tiny, tmp_path, capsys):
+    tiny("--train")
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert runs == ["ordinary-seed-0", "ordinary-seed-1", "skew-2-seed-0"]
+    weights = [(tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in runs]
+    tiny("--train", "--time", "--out", str(tmp_path / "skew.json"))
+    again = [(tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in runs]
+    assert weights == again  # what is there is not trained again
+    ordinary, skewed = json.loads((tmp_path / "skew.json").read_text())["rows"]
+    assert ordinary["live_parameters"] == skewed["live_parameters"]
+    assert (ordinary["skew"], skewed["skew"]) == (4, 2)
+    assert skewed["steps"] == {"raster": 30, "wavefront": 6 + 2 * 4}
+    assert set(ordinary["scores_by_seed"]) == {"0", "1"}
+    assert skewed["scores_by_seed"]["0"]["test_images"] == 3
+    assert skewed["scores_by_seed"]["0"]["bits_per_dim"] > 0
+    assert all(s > 0 for batch in skewed["seconds"].values() for s in batch.values())
+    assert "skew 2" in capsys.readouterr().out
+
+
+def test_it_refuses_what_does_not_compute_the_model():
+    torch.manual_seed(0)
+    model = models.GatedPixelCNN(hidden=4, layers=2, levels=4, skew=2).eval()
+    samplers = {order: skew.compile_model(model, shape=(1, 4, 5), order=order) for order in skew.ORDERS}
+    skew.verify(model, samplers)
+    model.last.bias.data[0] += 3.0
+    with pytest.raises(
+        ValueError, match=r"\[verify\] the engine's log probabilities differ from the model's"
+    ):
+        skew.verify(model, samplers)
+    samplers["raster"] = skew.compile_model(model, shape=(1, 4, 5), order="raster")
+    with pytest.raises(ValueError, match=r"\[verify\] the orders draw different images"):
+        skew.verify(model, samplers)
