@@ -91,11 +91,13 @@ def verify(model: models.AutoregressiveModel, samplers: Mapping[str, Sampler]) -
 
 def measure(runs: Path, *, threads: int, repeats: int) -> list[dict[str, Any]]:
     """Time all networks in both orders, in turn. Returns a row for each: seconds of a whole batch."""
+    for skew in SKEWS:
+        if not (folder(runs, skew, 0) / SCORE).exists():
+            raise ValueError(f"[measure] {folder(runs, skew, 0)} holds no {SCORE}: --train first")
     networks = {skew: models.load(folder(runs, skew, 0)) for skew in SKEWS}
     samplers: dict[int | None, dict[str, Sampler]] = {}
     for skew, model in networks.items():
-        if model.shape is None:
-            raise ValueError(f"[measure] {folder(runs, skew, 0)} does not say the size of its images")
+        assert model.shape is not None  # train sets it
         samplers[skew] = {order: compile_model(model, shape=model.shape, order=order) for order in ORDERS}
         verify(model, samplers[skew])
     contestants = {
@@ -131,22 +133,25 @@ def measure(runs: Path, *, threads: int, repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
-def table(result: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of a table, the head first."""
-    head = ["model", "live weights", "bits/dim", "steps"]
-    lines = [head + [f"batch {n}, {order}" for n in BATCHES for order in ORDERS]]
+def markdown(result: Mapping[str, Any]) -> str:
+    """Return a record as a table, with the data, the machine and the versions below it."""
+    figures = [f"batch {n}, {order}" for n in BATCHES for order in ORDERS]
+    head = ["", "live weights", "test bits/dim", "steps of its wavefront", *figures]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for row in result["rows"]:
         bits = " / ".join(f"{score['bits_per_dim']:.4f}" for score in row["scores_by_seed"].values())
-        lines.append(
-            [
-                row["model"],
-                f"{row['live_parameters']:,}",
-                bits,
-                str(row["steps"]["wavefront"]),
-                *(f"{row['seconds'][str(n)][order] * 1e3:.1f} ms" for n in BATCHES for order in ORDERS),
-            ]
-        )
-    return lines
+        times = (f"{row['seconds'][str(n)][order] * 1e3:.1f} ms" for n in BATCHES for order in ORDERS)
+        steps = str(row["steps"]["wavefront"])
+        lines.append([row["model"], f"{row['live_parameters']:,}", bits, steps, *times])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    score = next(iter(result["rows"][0]["scores_by_seed"].values()))
+    host = result["machine"]
+    return (
+        f"{text}\n\nSeconds of a whole batch. {score['data']}, trained on {score['train_images']:,} images, scored on "
+        f"{score['test_images']:,}; one figure for each seed.\n"
+        f"Timed {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, {host['threads']} thread(s), "
+        f"{host['isa']}, load {result['load_before']}; torch {result['versions']['torch']}.\n"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,7 +179,7 @@ def run(options: argparse.Namespace) -> None:
         busy = harness.load()
         rows = measure(options.runs, threads=options.threads, repeats=options.repeats)
         result = harness.record("skew", options.threads, busy, rows)
-        print(harness.table(table(result)))
+        print(markdown(result))
         if options.out is not None:
             harness.save(result, options.out)
 

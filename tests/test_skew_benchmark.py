@@ -40,6 +40,8 @@ def tiny(monkeypatch, tmp_path):
 
 
 def test_it_trains_scores_and_times(tiny, tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"\[measure\] .*ordinary-seed-0 holds no score.json: --train first"):
+        tiny("--time")
     tiny("--train")
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == ["ordinary-seed-0", "ordinary-seed-1", "skew-2-seed-0"]
@@ -55,7 +57,9 @@ def test_it_trains_scores_and_times(tiny, tmp_path, capsys):
     assert skewed["scores_by_seed"]["0"]["test_images"] == 3
     assert skewed["scores_by_seed"]["0"]["bits_per_dim"] > 0
     assert all(s > 0 for batch in skewed["seconds"].values() for s in batch.values())
-    assert "skew 2" in capsys.readouterr().out
+    table = capsys.readouterr().out.partition("|  | live weights")[2]
+    assert table.count("\n| ") == 3  # the rule and two rows, after the head
+    assert "trained on 8 images, scored on 3; one figure for each seed" in table
 
 
 def test_it_refuses_what_does_not_compute_the_model():

@@ -23,16 +23,16 @@ class GatedPixelCNN(AutoregressiveModel):
         kernel: size of the first layer; odd, at least 3.
         classes: number of classes to condition on, or None.
         head: "categorical", or "bernoulli" for two levels.
-        skew: at least 1: a pixel sees at most skew * m - 1 columns to the right, m rows up, so that the wavefront
-            of this skew draws an image in W + skew * (H - 1) steps. None is the network of the paper, and so is
-            any skew from kernel // 2 + layers on.
+        skew: at least 1: a pixel sees at most skew * m - 1 columns to the right, m rows up, so that a wavefront of
+            this skew draws an image in W + skew * (H - 1) steps a colour. None is the network of the paper, and so
+            is any skew from kernel // 2 + layers on.
 
     Within a row, all layers together may look skew - 1 columns to the right; the first ones do. A row of a vertical
     kernel that would reach further is moved to the left until it does not, so that the number of live weights is the
     same for every skew. Of a 2x3 kernel and its own position o:
 
-        x x x            x x x
-        x o x  becomes x x o
+        x x x              x x x
+        x o x  becomes   x x o
 
     Raises:
         TypeError: for a number that is no integer.
