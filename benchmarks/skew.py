@@ -1,14 +1,15 @@
 """What does a Gated PixelCNN made for the wavefront lose in likelihood, and gain in time?
 
 The ordinary network and its variants of skew 2, 4 and 8 have the same live weights, and see the same batches of the
-same data. `--train` trains and scores them, in folders that `--time` reads. Times are of the trained models.
+same data. `--train` trains and scores them, in folders that `--time` reads. Times are of the trained models, and of
+larger ones with random weights, one image at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ SKEWS = (None, 2, 4, 8)
 SEEDS: dict[int | None, tuple[int, ...]] = {None: (0, 1), 2: (0, 1), 4: (0,), 8: (0,)}
 MODEL: dict[str, Any] = {"hidden": 32, "layers": 12}
 TRAINING: dict[str, Any] = {"epochs": 1, "batch": 16, "lr": 1e-3}
-ORDERS = ("raster", "wavefront")
+LARGE: dict[str, Any] = {"hidden": 128, "layers": 15, "size": 32}
+ORDERS = ("raster", "wavefront", "auto")
 BATCHES = (1, 64)
 SCORE = "score.json"
 
@@ -80,78 +82,110 @@ def train_and_score(runs: Path, source: Path, limit: int) -> None:
 
 
 def verify(model: models.AutoregressiveModel, samplers: Mapping[str, Sampler]) -> None:
-    """Check on two images that both orders draw the same ones, of the model's probability. Raises ValueError if not."""
-    raster, wavefront = (samplers[order].sample(2, seed=1) for order in ORDERS)
-    if not torch.equal(raster.images, wavefront.images):
+    """Check on two images that all orders draw the same ones, of the model's probability. Raises ValueError if not."""
+    raster, *others = (sampler.sample(2, seed=1) for sampler in samplers.values())
+    if not all(torch.equal(raster.images, other.images) for other in others):
         raise ValueError("[verify] the orders draw different images")
     with torch.inference_mode():
-        if not torch.allclose(wavefront.log_prob, model.log_prob(wavefront.images), rtol=1e-4, atol=1e-1):
+        if not torch.allclose(raster.log_prob, model.log_prob(raster.images), rtol=1e-4, atol=1e-1):
             raise ValueError("[verify] the engine's log probabilities differ from the model's")
 
 
-def measure(runs: Path, *, threads: int, repeats: int) -> list[dict[str, Any]]:
-    """Time all networks in both orders, in turn. Returns a row for each: seconds of a whole batch."""
-    for skew in SKEWS:
-        if not (folder(runs, skew, 0) / SCORE).exists():
-            raise ValueError(f"[measure] {folder(runs, skew, 0)} holds no {SCORE}: --train first")
-    networks = {skew: models.load(folder(runs, skew, 0)) for skew in SKEWS}
+def measure(
+    networks: Mapping[int | None, models.AutoregressiveModel],
+    shape: tuple[int, int, int],
+    batches: Sequence[int],
+    *,
+    threads: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Time networks in all orders, in turn. Returns a row for each: seconds of a whole batch."""
     samplers: dict[int | None, dict[str, Sampler]] = {}
     for skew, model in networks.items():
-        assert model.shape is not None  # train sets it
-        samplers[skew] = {order: compile_model(model, shape=model.shape, order=order) for order in ORDERS}
+        samplers[skew] = {order: compile_model(model, shape=shape, order=order) for order in ORDERS}
         verify(model, samplers[skew])
     contestants = {
         f"{skew} {order} {n}": lambda skew=skew, order=order, n=n: harness.timed(
             lambda: samplers[skew][order].sample(n, seed=0, threads=threads)
         )
-        for n in BATCHES
-        for skew in SKEWS
+        for n in batches
+        for skew in networks
         for order in ORDERS
     }
     seconds = harness.interleaved(contestants, repeats)
-    rows = []
+    return [
+        {
+            "model": name(skew),
+            "config": model.config,
+            "shape": shape,
+            "live_parameters": live(model),
+            "skew": {order: samplers[skew][order].schedule.order.skew for order in ORDERS},
+            "steps": {order: samplers[skew][order].steps for order in ORDERS},
+            "multiply_adds_per_image": samplers[skew]["raster"].multiply_adds,
+            "seconds": {str(n): {order: seconds[f"{skew} {order} {n}"] for order in ORDERS} for n in batches},
+            "repeats": repeats,
+        }
+        for skew, model in networks.items()
+    ]
+
+
+def measure_trained(runs: Path, *, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Time the trained networks. The rows have their scores, too."""
+    scores: dict[int | None, dict[int, Any]] = {}
     for skew in SKEWS:
-        scores = {seed: folder(runs, skew, seed) / SCORE for seed in SEEDS[skew]}
-        found = {seed: json.loads(path.read_text()) for seed, path in scores.items() if path.exists()}
-        rows.append(
-            {
-                "model": name(skew),
-                "config": networks[skew].config,
-                "live_parameters": live(networks[skew]),
-                "skew": samplers[skew]["wavefront"].schedule.order.skew,
-                "steps": {order: samplers[skew][order].steps for order in ORDERS},
-                "multiply_adds_per_image": samplers[skew]["wavefront"].multiply_adds,
-                "auto": compile_model(networks[skew], shape=networks[skew].shape).order,
-                "seconds": {
-                    str(n): {order: seconds[f"{skew} {order} {n}"] for order in ORDERS} for n in BATCHES
-                },
-                "repeats": repeats,
-                "training": TRAINING,
-                "scores_by_seed": found,
-            }
-        )
-    return rows
+        paths = {seed: folder(runs, skew, seed) / SCORE for seed in SEEDS[skew]}
+        scores[skew] = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+        if 0 not in scores[skew]:
+            raise ValueError(f"[measure] {paths[0].parent} holds no {SCORE}: --train first")
+    networks = {skew: models.load(folder(runs, skew, 0)) for skew in SKEWS}
+    shape = networks[None].shape
+    assert shape is not None  # train sets it
+    rows = measure(networks, shape, BATCHES, threads=threads, repeats=repeats)
+    return [
+        {**row, "training": TRAINING, "scores_by_seed": scores[skew]}
+        for row, skew in zip(rows, SKEWS, strict=True)
+    ]
+
+
+def measure_large(*, threads: int, repeats: int) -> list[dict[str, Any]]:
+    """Time networks as deep as people train, with random weights: times do not depend on the values."""
+    sizes = dict(LARGE)
+    size = sizes.pop("size")
+    torch.manual_seed(0)
+    networks = {skew: models.GatedPixelCNN(skew=skew, **sizes).eval() for skew in SKEWS}
+    return measure(networks, (1, size, size), (1,), threads=threads, repeats=repeats)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Return a record as a table, with the data, the machine and the versions below it."""
-    figures = [f"batch {n}, {order}" for n in BATCHES for order in ORDERS]
-    head = ["", "live weights", "test bits/dim", "steps of its wavefront", *figures]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-    for row in result["rows"]:
-        bits = " / ".join(f"{score['bits_per_dim']:.4f}" for score in row["scores_by_seed"].values())
-        times = (f"{row['seconds'][str(n)][order] * 1e3:.1f} ms" for n in BATCHES for order in ORDERS)
-        steps = str(row["steps"]["wavefront"])
-        lines.append([row["model"], f"{row['live_parameters']:,}", bits, steps, *times])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    score = next(iter(result["rows"][0]["scores_by_seed"].values()))
+    """Return a record as two tables, with the data, the machine and the versions below."""
+    trained = [row for row in result["rows"] if "scores_by_seed" in row]
+    large = [row for row in result["rows"] if "scores_by_seed" not in row]
+    score = next(iter(trained[0]["scores_by_seed"].values()))
     host = result["machine"]
     return (
-        f"{text}\n\nSeconds of a whole batch. {score['data']}, trained on {score['train_images']:,} images, scored on "
-        f"{score['test_images']:,}; one figure for each seed.\n"
+        f"{_table(trained)}\n\n{_table(large)}\n\n"
+        "Time of a whole batch; auto is what `compile` takes by itself. "
+        f"{score['data']}, trained on {score['train_images']:,} images, scored on {score['test_images']:,}; one figure "
+        "for each seed. The second table is of random weights.\n"
         f"Timed {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, {host['threads']} thread(s), "
         f"{host['isa']}, load {result['load_before']}; torch {result['versions']['torch']}.\n"
     )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    config, shape = rows[0]["config"], rows[0]["shape"]
+    batches = list(rows[0]["seconds"])
+    title = f"{shape[1]}x{shape[2]}, C{config['hidden']} L{config['layers']}"
+    head = [title, "live weights", "test bits/dim", "steps", "of auto"]
+    head += [f"batch {n}, {order}" for n in batches for order in ORDERS]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        scores = row.get("scores_by_seed", {}).values()
+        bits = " / ".join(f"{score['bits_per_dim']:.4f}" for score in scores)
+        steps = (str(row["steps"][order]) for order in ("wavefront", "auto"))
+        times = (f"{row['seconds'][n][order] * 1e3:.1f} ms" for n in batches for order in ORDERS)
+        lines.append([row["model"], f"{row['live_parameters']:,}", bits, *steps, *times])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +211,8 @@ def run(options: argparse.Namespace) -> None:
         train_and_score(options.runs, options.data, options.limit)
     if options.time:
         busy = harness.load()
-        rows = measure(options.runs, threads=options.threads, repeats=options.repeats)
+        rows = measure_trained(options.runs, threads=options.threads, repeats=options.repeats)
+        rows += measure_large(threads=options.threads, repeats=options.repeats)
         result = harness.record("skew", options.threads, busy, rows)
         print(markdown(result))
         if options.out is not None:

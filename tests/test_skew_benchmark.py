@@ -21,6 +21,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(skew, "SKEWS", (None, 2))
     monkeypatch.setattr(skew, "SEEDS", {None: (0, 1), 2: (0,)})
     monkeypatch.setattr(skew, "MODEL", {"hidden": 4, "layers": 3, "kernel": 3})
+    monkeypatch.setattr(skew, "LARGE", {"hidden": 4, "layers": 2, "kernel": 3, "size": 4})
     monkeypatch.setattr(skew, "BATCHES", (1, 2))
     images = np.random.default_rng(0).integers(0, 4, (9, 5, 6), dtype=np.uint8)
     np.savez(tmp_path / "tiny.npz", train_images=images, test_images=images[:3], levels=4)
@@ -49,16 +50,17 @@ def test_it_trains_scores_and_times(tiny, tmp_path, capsys):
     tiny("--train", "--time", "--out", str(tmp_path / "skew.json"))
     again = [(tmp_path / "runs" / name / "model.safetensors").stat().st_mtime_ns for name in runs]
     assert weights == again  # what is there is not trained again
-    ordinary, skewed = json.loads((tmp_path / "skew.json").read_text())["rows"]
+    ordinary, skewed, *large = json.loads((tmp_path / "skew.json").read_text())["rows"]
     assert ordinary["live_parameters"] == skewed["live_parameters"]
-    assert (ordinary["skew"], skewed["skew"]) == (4, 2)
-    assert skewed["steps"] == {"raster": 30, "wavefront": 6 + 2 * 4}
+    assert (ordinary["skew"]["wavefront"], skewed["skew"]["wavefront"]) == (4, 2)
+    assert (skewed["steps"]["raster"], skewed["steps"]["wavefront"]) == (30, 6 + 2 * 4)
+    assert [row["steps"]["wavefront"] for row in large] == [4 + 3 * 3, 4 + 2 * 3]
     assert set(ordinary["scores_by_seed"]) == {"0", "1"}
     assert skewed["scores_by_seed"]["0"]["test_images"] == 3
     assert skewed["scores_by_seed"]["0"]["bits_per_dim"] > 0
     assert all(s > 0 for batch in skewed["seconds"].values() for s in batch.values())
-    table = capsys.readouterr().out.partition("|  | live weights")[2]
-    assert table.count("\n| ") == 3  # the rule and two rows, after the head
+    table = capsys.readouterr().out.partition("| 5x6, C4 L3 | live weights")[2]
+    assert table.count("\n| ") == 3 + 4  # each has a head, a rule and two rows
     assert "trained on 8 images, scored on 3; one figure for each seed" in table
 
 
