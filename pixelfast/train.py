@@ -328,6 +328,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=int, help="width of the layers")
     parser.add_argument("--layers", type=int, help="number of layers")
     parser.add_argument("--kernel", type=int, help="size of the first layer")
+    parser.add_argument("--skew", type=int, help="skew of the wavefront to stay in (gated-pixelcnn)")
     parser.add_argument("--blocks", type=int, help="residual blocks of a stage (pixelcnn-pp)")
     parser.add_argument("--mixtures", type=int, help="logistics of the mixture (pixelcnn-pp)")
     parser.add_argument("--dropout", type=float, help="probability of dropping a feature (pixelcnn-pp)")
@@ -397,7 +398,7 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
 def _model(args: argparse.Namespace, **of_data: Any) -> AutoregressiveModel:
     """The model that the options describe; what they leave open has the model's own defaults."""
     model = _MODELS[args.model]
-    options = ("hidden", "layers", "kernel", "blocks", "mixtures", "dropout", "head")
+    options = ("hidden", "layers", "kernel", "skew", "blocks", "mixtures", "dropout", "head")
     given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     for name in given:
         if name not in inspect.signature(model).parameters:

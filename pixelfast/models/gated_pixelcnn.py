@@ -23,8 +23,19 @@ class GatedPixelCNN(AutoregressiveModel):
         kernel: size of the first layer; odd, at least 3.
         classes: number of classes to condition on, or None.
         head: "categorical", or "bernoulli" for two levels.
+        skew: at least 1: a pixel sees at most skew * m - 1 columns to the right, m rows up, so that a wavefront of
+            this skew draws an image in W + skew * (H - 1) steps a colour. None is the network of the paper, and so
+            is any skew from kernel // 2 + layers on.
+
+    Within a row, all layers together may look skew - 1 columns to the right; the first ones do. A row of a vertical
+    kernel that would reach further is moved to the left until it does not, so that the number of live weights is the
+    same for every skew. Of a 2x3 kernel and its own position o:
+
+        x x x              x x x
+        x o x  becomes   x x o
 
     Raises:
+        TypeError: for a number that is no integer.
         ValueError: for an argument out of range.
 
     Reference: van den Oord et al. 2016b, "Conditional image generation with PixelCNN decoders", equation 2
@@ -41,7 +52,9 @@ class GatedPixelCNN(AutoregressiveModel):
         kernel: int = 7,
         classes: int | None = None,
         head: str = "categorical",
+        skew: int | None = None,
     ) -> None:
+        wedge = {} if skew is None else {"skew": skew}
         super().__init__(
             channels=channels,
             levels=levels,
@@ -50,15 +63,18 @@ class GatedPixelCNN(AutoregressiveModel):
             kernel=kernel,
             classes=classes,
             head=head,
+            **wedge,
         )
         check_kernel("GatedPixelCNN", kernel)
         check_hidden("GatedPixelCNN", hidden, channels)
-        self.layers = nn.ModuleList(
-            _Layer(
-                channels, hidden, kernel if i == 0 else None, classes, gain=1.0 if i == 0 else layers**-0.5
-            )
-            for i in range(layers)
-        )
+        skew = kernel // 2 + layers if skew is None else skew
+        self.layers = nn.ModuleList()
+        right = skew - 1  # columns that the layers to come may look to the right in their own row
+        for i in range(layers):
+            step = min(right, 1 if i else kernel // 2)
+            right -= step
+            gain = layers**-0.5 if i else 1.0
+            self.layers.append(_Layer(channels, hidden, None if i else kernel, classes, step, skew, gain))
         same = colour_mask(hidden, hidden, channels, strict=False)
         self.mix = MaskedConv2d(hidden, hidden, mask=same, gain=2**0.5)
         outputs = self.head.outputs(channels)
@@ -81,7 +97,14 @@ class _Layer(nn.Module):
     """One gated layer, figure 2 of the paper. The first has a `kernel`, as it reads the image."""
 
     def __init__(
-        self, channels: int, hidden: int, kernel: int | None, classes: int | None, gain: float
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int | None,
+        classes: int | None,
+        right: int,
+        skew: int,
+        gain: float,
     ) -> None:
         super().__init__()
         inputs = hidden if kernel is None else channels
@@ -91,9 +114,15 @@ class _Layer(nn.Module):
             rows, columns, left = 2, 3, 1
         else:
             rows, columns, left = kernel // 2, kernel, kernel // 2
-        side = columns // 2
+        taps, before = _wedge(rows, columns, right, skew)
+        height, width = taps.shape
         self.vertical = MaskedConv2d(
-            inputs, wide, (rows, columns), pad=(side, side, rows - 1, 0), gain=power**-0.5
+            inputs,
+            wide,
+            (height, width),
+            pad=(before, width - before - 1, height - 1, 0),
+            mask=taps,
+            gain=power**-0.5,
         )
         centre = colour_mask(wide, inputs, channels, strict=kernel is not None, halves=2)
         own = bool(centre.any())
@@ -129,6 +158,20 @@ class _Layer(nn.Module):
         # The vertical stack sees its own row too; one row further down, that is strictly above.
         shifted = F.pad(self.link(above), (0, 0, 1, -1))
         return above, self.out(_gate(left + shifted))
+
+
+def _wedge(rows: int, columns: int, right: int, skew: int) -> tuple[Tensor, int]:
+    """Return the live taps of a vertical kernel, and how many columns it has to the left of its own position.
+
+    Its own row, the last, ends at most `right` columns to the right, and a row j above it at most skew * j further on.
+    A row that would not is moved to the left: bool (rows, columns and as many as the rows are moved apart).
+    """
+    ends = [min(columns // 2, right + skew * j) for j in reversed(range(rows))]
+    before = columns - 1 - ends[-1]
+    taps = torch.zeros(rows, before + 1 + ends[0], dtype=torch.bool)
+    for row, end in zip(taps, ends, strict=True):
+        row[before + 1 + end - columns : before + 1 + end] = True
+    return taps, before
 
 
 def _gate(x: Tensor) -> Tensor:
