@@ -31,8 +31,8 @@ class Cached(Protocol):
 
 
 def knows(model: AutoregressiveModel) -> bool:
-    """Return whether `cached` takes such a model."""
-    return isinstance(model, PixelCNN | GatedPixelCNN)
+    """Return whether `cached` takes such a model: those whose kernels are centred."""
+    return isinstance(model, PixelCNN | GatedPixelCNN) and model.config.get("skew") is None
 
 
 def cached(
