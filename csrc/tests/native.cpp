@@ -185,7 +185,8 @@ void run_damaged(const File& file, Tally& tally) {
         ++tally.large;
         return;
       }
-      for (const int threads : {2, 1}) run(engine, kDamagedImages, {threads, threads, 0, 10});
+      const int team = 1 + static_cast<int>(tally.ran % 2);
+      run(engine, kDamagedImages, {team, team, 0, 10});
       ++tally.ran;
     } catch (const Stopped&) {
       ++tally.stopped;
