@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import compiling, limits, report, sampling
+from . import compiling, limits, report, sampling, skew
 
-MODULES = (sampling, limits, compiling, report)
+MODULES = (sampling, limits, compiling, skew, report)
 
 
 def main() -> None:

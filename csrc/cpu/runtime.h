@@ -15,7 +15,8 @@
 
 namespace pixelfast {
 
-constexpr int64_t kArenaBytes = int64_t{4} << 20;  // of a team's chunk, about: what caches hold beside the weights
+constexpr int64_t kArenaBytes = int64_t{4}
+                                << 20;  // of a team's chunk, about: what caches hold beside the weights
 
 // Zeroed floats on a 64-byte boundary.
 class AlignedFloats {

@@ -338,7 +338,8 @@ void Walker::run_head(const OpRecord& op) {
       pixels[row] = pixel(segment, i, op.colour);
       int32_t& level = request_.images[pixels[row]];
       const bool given = request_.given != nullptr ? request_.given[pixels[row]] != 0 : request_.all_given;
-      int drawn = level >= 0 && level < program_.levels ? level : 0;
+      const int32_t found = level;  // once: it is the caller's memory
+      int drawn = found >= 0 && found < program_.levels ? found : 0;
       if (!given) {
         const int64_t position = static_cast<int64_t>(segment.y) * program_.width + segment.x;
         const uint64_t image = request_.first_index + static_cast<uint64_t>(first_image_ + segment.image + i);
