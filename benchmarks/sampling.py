@@ -125,6 +125,7 @@ def measure(
         if cached_loop.knows(model):
             contestants["cached"] = cached
         if compiled:
+            torch.compiler.reset()  # which gives up compiling after so many shapes
             contestants["compiled"] = partial(loop, torch.compile(model, dynamic=False))
         seconds = harness.interleaved(contestants, repeats)
         results.append(
