@@ -29,6 +29,9 @@ CASES: dict[str, tuple[Callable[[], models.AutoregressiveModel], tuple[int, int,
         lambda: models.GatedPixelCNN(channels=3, hidden=128, layers=15),
         (3, 32, 32),
     ),
+    "PixelCNN 32x32x1 C32 L60": (lambda: models.PixelCNN(hidden=32, layers=60), (1, 32, 32)),
+    "GatedPixelCNN 32x32x1 C32 L60": (lambda: models.GatedPixelCNN(hidden=32, layers=60), (1, 32, 32)),
+    "PixelCNN 256x256x1 C64 L12": (lambda: models.PixelCNN(hidden=64, layers=12), (1, 256, 256)),
     "PixelCNN++ CIFAR-10": (lambda: models.PixelCNNPlusPlus.preset("cifar10"), (3, 32, 32)),
 }
 
