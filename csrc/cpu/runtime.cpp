@@ -139,7 +139,7 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
       } catch (...) {
         error = std::current_exception();
       }
-      if (gang.team.wait(error != nullptr || shared.stop.load()) || gang.images == 0) break;
+      if (gang.team.wait(rank, error != nullptr || shared.stop.load()) || gang.images == 0) break;
       Walker walker(*this, request, *workspace, gang.arena, gang.team, rank, gang.images);
       const Failure failure = walker.walk(shared.stop, shared.done);
       shared.multiply_adds.fetch_add(walker.multiply_adds());

@@ -1,5 +1,9 @@
 #include "cpu/team.h"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <thread>
 #ifdef PIXELFAST_X86
 #include <immintrin.h>
@@ -18,10 +22,28 @@ void pause() {
 #endif
 }
 
+// From 1 on; 0 where the system does not tell.
+int processor() {
+#ifdef __linux__
+  return sched_getcpu() + 1;
+#else
+  return 0;
+#endif
+}
+
 }  // namespace
 
-bool Team::wait(bool stop) {
+bool Team::is_crowded(int rank) const {
+  const int here = processors_[rank].load(std::memory_order_relaxed);
+  for (int other = 0; other < size_ && here > 0; ++other) {
+    if (other != rank && processors_[other].load(std::memory_order_relaxed) == here) return true;
+  }
+  return false;
+}
+
+bool Team::wait(int rank, bool stop) {
   if (size_ == 1) return stop;
+  processors_[rank].store(processor(), std::memory_order_relaxed);
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (stop) stop_.store(true, std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
@@ -29,7 +51,8 @@ bool Team::wait(bool stop) {
     stopped_ = stop_.load(std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
   } else {
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
+    for (int spins = is_crowded(rank) ? kSpins : 0; phase_.load(std::memory_order_acquire) == phase;
+         ++spins) {
       if (spins < kSpins) {
         pause();
       } else {

@@ -39,7 +39,7 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
         const bool rows = by_rows(next);
         if (rows != was_by_rows || (rows ? engine_.waits_.by_rows : engine_.waits_.any)[launch]) {
           const uint64_t arrival = now();
-          const bool stopped = team_.wait(!goes_on);
+          const bool stopped = team_.wait(rank_, !goes_on);
           profile_.waiting += now() - arrival;
           if (stopped) return failure_;
         }
@@ -50,7 +50,7 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
     }
     if (rank_ == 0) done.fetch_add(images_, std::memory_order_relaxed);
   }
-  team_.wait(!goes_on);
+  team_.wait(rank_, !goes_on);
   profile_.total += now() - start;
   return failure_;
 }
