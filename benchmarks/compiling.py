@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from pixelfast import capture, models, sampler
+from pixelfast import capture, models, orders
 from pixelfast._files import check_writable
 from pixelfast._recent import Recent
 from pixelfast.sampler import compile as compile_model
@@ -62,7 +62,7 @@ def _exporting() -> Iterator[list[float]]:
 def _forget() -> None:
     """Empty what `compile` keeps for modules of the same architecture."""
     capture._EXPORTS = Recent(8)
-    sampler._ORDERS, sampler._SCHEDULES = Recent(32), Recent(16)
+    orders._ORDERS, orders._SCHEDULES = Recent(32), Recent(16)
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import pixelfast as pf
 from pixelfast import _cpu, models
 from pixelfast import readiness as R
 from pixelfast._files import check_writable
-from pixelfast.sampler import _schedule
+from pixelfast.orders import schedule_in
 from pixelfast.sampler import compile as compile_model
 
 from . import floor, harness
@@ -40,18 +40,6 @@ CASES = (
 BATCHES = (1, 4, 16, 64)
 SMALL = Case(models.PixelCNN, 1, 16, 32, 4)  # shows what is not arithmetic
 SIZES = tuple(Case(models.PixelCNN, 1, size, 64, 12) for size in (28, 64, 128, 256))
-
-
-def with_schedule(sampler: pf.Sampler, order: R.Order) -> pf.Sampler:
-    """The same model in another order."""
-    return pf.Sampler(
-        sampler._plan,
-        _schedule(sampler._plan, order),
-        captured=sampler._captured,
-        head=sampler._head,
-        conditions=sampler._conditions,
-        classes=sampler._classes,
-    )
 
 
 def timer(sampler: pf.Sampler, n: int, threads: int = 1) -> Callable[[], float]:
@@ -89,7 +77,10 @@ def orders(sampler: pf.Sampler, n: int, repeats: int) -> dict[str, Any]:
     width, plan = sampler.shape[2], sampler._plan
     least = pf.causality.find_skew(plan)
     skews = sorted({least, least + 1, least + 2, least + 4, least + 8, width} & set(range(1, width + 1)))
-    contestants = {f"skew {s}": with_schedule(sampler, R.wavefront(sampler.shape, s)) for s in skews}
+    contestants = {
+        f"skew {s}": sampler.rescheduled(schedule_in(sampler._plan, R.wavefront(sampler.shape, s)))
+        for s in skews
+    }
     contestants["auto"] = sampler
     found = harness.interleaved({name: timer(s, n) for name, s in contestants.items()}, repeats)
     best = min(found, key=lambda name: found[name])
@@ -104,7 +95,7 @@ def orders(sampler: pf.Sampler, n: int, repeats: int) -> dict[str, Any]:
 
 def memory(sampler: pf.Sampler, n: int) -> dict[str, Any]:
     """Bytes of a fresh sampler after a run, besides the weights."""
-    fresh = with_schedule(sampler, sampler.schedule.order)
+    fresh = sampler.rescheduled(sampler.schedule)
     fresh.sample(n, threads=1, chunk=n)
     rings = fresh.explain().buffer_nbytes * n
     working = fresh._runtime.working_nbytes  # type: ignore[attr-defined]

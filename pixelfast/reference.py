@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 
 from . import numerics
-from .program import Buffer, C, Program, Record
+from .program import Program
+from .words import Buffer, C, Record
 
 _UNARY: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +17,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import passes
 from . import plan as P
 from . import readiness as R
 from . import schedule as S
 from ._cpu import default_threads, peak
-from ._recent import Recent
 from .capture import BATCH, Captured, run
-from .causality import check_causal, find_skew
 from .conditions import Conditions, evaluate, gather, of_two_images
 from .explain import Explanation, explain
 from .heads import Head
+from .orders import ORDERS, choose, schedule_in
 from .outputs import Pick
 from .prepare import Planned, Prepared, check_shape, make_plan, prepare
 from .profile import Profile, profile_of
@@ -36,7 +33,6 @@ from .program import C, Program, assemble
 from .runtime import Target, available_nbytes
 from .values import Condition
 
-ORDERS = ("auto", "raster", "wavefront")
 CPU = Target()
 _LITTLE_NBYTES = 1 << 24  # which is taken to be there
 
@@ -119,68 +115,13 @@ def sampler_of(prepared: Prepared, planned: Planned, *, order: str = "auto", tar
     """Schedule a plan, and load it. Raises `CausalityError`."""
     return Sampler(
         planned.plan,
-        _choose(planned.plan, order),
+        choose(planned.plan, order),
         captured=planned.captured,
         head=planned.head,
         conditions=planned.conditions,
         classes=prepared.classes,
         target=target,
     )
-
-
-_ORDERS: Recent[R.Order] = Recent(32)
-_SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
-
-
-def _schedule(plan: P.Plan, order: R.Order) -> S.Schedule:
-    """Fuse and schedule; what was found out for another plan of the same structure is used again."""
-    key = plan.structure, order.name, order.skew
-    known = _SCHEDULES.get(key)
-    lateness = known[0] if known else R.lateness(plan, order)
-    fused = passes.fuse(plan, lateness)
-    fused.verify()
-    if known:
-        return known[1](fused)
-    schedule = S.schedule(fused, order)
-    _SCHEDULES.put(key, (lateness, schedule.maker()))
-    return schedule
-
-
-def _choose(plan: P.Plan, order: str) -> S.Schedule:
-    key = plan.structure, order
-    found = _ORDERS.get(key) or _ORDERS.put(key, _find_order(plan, order))
-    return _schedule(plan, found)
-
-
-def _find_order(plan: P.Plan, order: str) -> R.Order:
-    raster = R.raster(plan.shape)
-    if order == "raster":
-        check_causal(plan, raster)  # here, since fused ops belong to several modules
-        return raster
-    skew = find_skew(plan)
-    if order == "wavefront":
-        return R.wavefront(plan.shape, skew)
-    if skew == plan.shape[2]:
-        return raster
-    return _cheapest(plan, skew)
-
-
-def _cheapest(plan: P.Plan, skew: int) -> R.Order:
-    """The cheapest order from the least skew, which has the fewest steps, to raster order, whose rows are batches.
-
-    A little more than the least skew leaves what looks sideways some time to gather, so costs fall, then rise.
-    """
-    dependence, width = R.Dependence(plan), plan.shape[2]
-    skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
-    raster = R.raster(plan.shape)
-    found, last = [(S.cost(dependence, raster), raster)], math.inf
-    for order in (R.wavefront(plan.shape, s) for s in skews):
-        cost = S.cost(dependence, order)
-        found.append((cost, order))
-        if cost > last:
-            break
-        last = cost
-    return min(found, key=lambda pair: pair[0])[1]
 
 
 class Sampler:
@@ -217,8 +158,20 @@ class Sampler:
 
     @cached_property
     def _scorer(self) -> tuple[Program, Any]:
-        program = assemble(_schedule(self._plan, R.known(self.shape)))
+        program = assemble(schedule_in(self._plan, R.known(self.shape)))
         return program, self.target.load(program)
+
+    def rescheduled(self, schedule: S.Schedule, target: Target | None = None) -> Sampler:
+        """The same model by another schedule, on another target: for tests and benchmarks."""
+        return Sampler(
+            self._plan,
+            schedule,
+            captured=self._captured,
+            head=self._head,
+            conditions=self._conditions,
+            classes=self._classes,
+            target=target or self.target,
+        )
 
     def __repr__(self) -> str:
         return f"Sampler(shape={self.shape}, levels={self.levels}, order={self.order!r}, steps={self.schedule.count})"

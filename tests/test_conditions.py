@@ -26,8 +26,8 @@ from zoo import ISAS, loud, recompile
 
 import pixelfast as pf
 from pixelfast.causality import find_skew
+from pixelfast.orders import schedule_in
 from pixelfast.readiness import raster, wavefront
-from pixelfast.sampler import _schedule
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -46,7 +46,7 @@ def test_a_condition_enters_anywhere(name):
     two = {key: value[:2] for key, value in given.items()}
     skew = find_skew(sampler._plan)
     for order in (raster(SHAPE), wavefront(SHAPE, skew)):
-        schedule = _schedule(sampler._plan, order)
+        schedule = schedule_in(sampler._plan, order)
         reference = recompile(sampler, schedule, backend="reference").sample(2, conditions=two, seed=3)
         got = recompile(sampler, schedule).sample(2, conditions=two, seed=3)
         for one in (reference, got):

@@ -377,15 +377,7 @@ def test_compiled(name):
         want = logits(raw, images).log_softmax(1).gather(1, images.unsqueeze(1))
     torch.testing.assert_close(out.log_prob, want.flatten(1).sum(1), rtol=1e-5, atol=1e-4)
     assert sampler.verify() < 1e-4
-    same = pf.Sampler(
-        sampler._plan,
-        sampler.schedule,
-        captured=sampler._captured,
-        head=sampler._head,
-        conditions=(),
-        classes={},
-        target=Target("reference"),
-    ).sample(3, seed=1)
+    same = sampler.rescheduled(sampler.schedule, Target("reference")).sample(3, seed=1)
     assert torch.equal(out.images, same.images)
     assert torch.equal(out.log_prob, same.log_prob)
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pixelfast as pf
-from pixelfast import capture, sampler, schedule
+from pixelfast import capture, orders, schedule
 from pixelfast.fingerprint import fingerprint
 
 
@@ -21,8 +21,8 @@ def counted(monkeypatch):
     """How often a module is exported and a plan is scheduled, from here on; nothing is known before."""
     counts = {"export": 0, "schedule": 0}
     monkeypatch.setattr(capture, "_EXPORTS", type(capture._EXPORTS)(8))
-    monkeypatch.setattr(sampler, "_ORDERS", type(sampler._ORDERS)(8))
-    monkeypatch.setattr(sampler, "_SCHEDULES", type(sampler._SCHEDULES)(8))
+    monkeypatch.setattr(orders, "_ORDERS", type(orders._ORDERS)(8))
+    monkeypatch.setattr(orders, "_SCHEDULES", type(orders._SCHEDULES)(8))
 
     def count(module, name, key):
         plain = getattr(module, name)
@@ -215,7 +215,7 @@ def test_scores_and_orders_take_the_known_plan(counted):
 
 
 def test_nothing_keeps_the_weights():
-    known = sampler._SCHEDULES
+    known = orders._SCHEDULES
     pf.compile(net(0), **OPTIONS)
     (_, make) = next(reversed(known._values.values()))
     assert "plan" not in make.keywords

@@ -21,8 +21,8 @@ from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
+from pixelfast.orders import schedule_in
 from pixelfast.runtime import Target
-from pixelfast.sampler import _schedule
 
 # How far an image's log-probability may lie from the model's own, evaluated in float64.
 TOLERANCE = {
@@ -91,7 +91,7 @@ class Case:
 
     def _schedule(self, order: str) -> S.Schedule:
         if order not in self._schedules:
-            self._schedules[order] = _schedule(self.plan, self.order(order))
+            self._schedules[order] = schedule_in(self.plan, self.order(order))
         return self._schedules[order]
 
     def labels(self, n: int, first: int = 0) -> dict[str, Tensor]:
@@ -109,15 +109,7 @@ def recompile(
     sampler: pf.Sampler, schedule: S.Schedule, *, backend: str = "cpu", isa: str | None = None
 ) -> pf.Sampler:
     """A sampler of the same captured model, without capturing it again."""
-    return pf.Sampler(
-        sampler._plan,
-        schedule,
-        captured=sampler._captured,
-        head=sampler._head,
-        conditions=sampler._conditions,
-        classes=sampler._classes,
-        target=Target(backend, isa),
-    )
+    return sampler.rescheduled(schedule, Target(backend, isa))
 
 
 def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
@@ -141,7 +133,7 @@ def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
     plan = passes.prune(passes.split(lowered.plan))
     return pf.Sampler(
         plan,
-        _schedule(plan, R.known(shape)),
+        schedule_in(plan, R.known(shape)),
         captured=captured,
         head=module.head,
         conditions=lowered.conditions,

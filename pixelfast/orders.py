@@ -1,0 +1,71 @@
+"""Which order a plan is drawn in, and its schedule there; what was found out for one plan is known of all alike."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+from . import passes
+from . import plan as P
+from . import readiness as R
+from . import schedule as S
+from ._recent import Recent
+from .causality import check_causal, find_skew
+
+ORDERS = ("auto", "raster", "wavefront")
+
+_ORDERS: Recent[R.Order] = Recent(32)
+_SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
+
+
+def schedule_in(plan: P.Plan, order: R.Order) -> S.Schedule:
+    """Fuse and schedule; what was found out for another plan of the same structure is used again."""
+    key = plan.structure, order.name, order.skew
+    known = _SCHEDULES.get(key)
+    lateness = known[0] if known else R.lateness(plan, order)
+    fused = passes.fuse(plan, lateness)
+    fused.verify()
+    if known:
+        return known[1](fused)
+    schedule = S.schedule(fused, order)
+    _SCHEDULES.put(key, (lateness, schedule.maker()))
+    return schedule
+
+
+def choose(plan: P.Plan, order: str) -> S.Schedule:
+    """The schedule in an order by name: one of ORDERS."""
+    key = plan.structure, order
+    found = _ORDERS.get(key) or _ORDERS.put(key, _find_order(plan, order))
+    return schedule_in(plan, found)
+
+
+def _find_order(plan: P.Plan, order: str) -> R.Order:
+    raster = R.raster(plan.shape)
+    if order == "raster":
+        check_causal(plan, raster)  # here, since fused ops belong to several modules
+        return raster
+    skew = find_skew(plan)
+    if order == "wavefront":
+        return R.wavefront(plan.shape, skew)
+    if skew == plan.shape[2]:
+        return raster
+    return _cheapest(plan, skew)
+
+
+def _cheapest(plan: P.Plan, skew: int) -> R.Order:
+    """The cheapest order from the least skew, which has the fewest steps, to raster order, whose rows are batches.
+
+    A little more than the least skew leaves what looks sideways some time to gather, so costs fall, then rise.
+    """
+    dependence, width = R.Dependence(plan), plan.shape[2]
+    skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
+    raster = R.raster(plan.shape)
+    found, last = [(S.cost(dependence, raster), raster)], math.inf
+    for order in (R.wavefront(plan.shape, s) for s in skews):
+        cost = S.cost(dependence, order)
+        found.append((cost, order))
+        if cost > last:
+            break
+        last = cost
+    return min(found, key=lambda pair: pair[0])[1]
