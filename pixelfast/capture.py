@@ -15,7 +15,6 @@ What the graph computes is sorted by what it depends on:
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import random
 import threading
@@ -30,10 +29,10 @@ from torch import Tensor, fx, nn
 from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.nn.modules import transformer
-from torch.overrides import TorchFunctionMode
 
 from ._recent import Recent
 from .fingerprint import fingerprint
+from .frozen import Settled, inference_copy, resize_caches
 
 aten = torch.ops.aten
 # Ops that look only at the shape of their arguments.
@@ -52,24 +51,6 @@ _SPELLINGS = (
     aten.lstm_cell.default, aten.gru_cell.default, aten.rnn_tanh_cell.default, aten.rnn_relu_cell.default,
     aten.var.dim, aten.std.dim, aten.var_mean.dim, aten.std_mean.dim,
 )  # fmt: skip
-_IN_PLACE = {  # but not __invert__, __int__, __index__
-    f"__i{op}__"
-    for op in (
-        "add",
-        "sub",
-        "mul",
-        "div",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-    )
-}
 BATCH = 2  # of the exported graph
 
 
@@ -237,7 +218,7 @@ def _capture(module: nn.Module, inputs: _Inputs, fresh: _Inputs) -> Captured:
             raise CaptureError(f"[compile] {inputs.name}.forward must return one tensor, got a {kind}")
         _refuse_infinities(frozen, inputs.name)
         again = frozen(fresh.images, **fresh.conditions)
-    settled = _Settled(frozen)
+    settled = Settled(frozen)
     printed, kept = fingerprint(settled)
     of_conditions = ((k, t.dtype, t.shape) for k, t in inputs.conditions.items())
     key = printed, inputs.shape, inputs.levels, *of_conditions
@@ -268,7 +249,7 @@ def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith("["):  # what a head has to say
             raise
-        if resize_caches(frozen):
+        if resize_caches(frozen, BATCH):
             with contextlib.suppress(Exception):
                 return frozen(inputs.images, **inputs.conditions)
         given = {"images": inputs.images, **inputs.conditions}
@@ -277,18 +258,6 @@ def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:
             f"[compile] {inputs.name}.forward failed, given {tensors}: {type(error).__name__}: {error}\n"
             "to_input= says what forward takes in place of integer levels, conditions= what it takes besides"
         ) from error
-
-
-def resize_caches(module: nn.Module) -> bool:
-    """Give tensors that forward keeps for a batch of another size (of ones, say) the size of the batch at hand."""
-    found = False
-    for part in module.modules():
-        for name, value in list(vars(part).items()):
-            batched = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] not in (0, 1, BATCH)
-            if batched and (value == value[:1]).all():
-                setattr(part, name, value[:1].expand(BATCH, *value.shape[1:]).clone())
-                found = True
-    return found
 
 
 def _refuse_scripts(module: nn.Module, name: str) -> None:
@@ -314,7 +283,7 @@ def _refuse_infinities(module: nn.Module, name: str) -> None:
         )
 
 
-def _export(settled: _Settled, inputs: _Inputs) -> Exported:
+def _export(settled: Settled, inputs: _Inputs) -> Exported:
     try:
         with torch.no_grad(), unvalidated(), _spelled_out(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -382,60 +351,7 @@ def unvalidated() -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def inference_copy(module: nn.Module) -> nn.Module:
-    """The module for inference: on the CPU, in float32, without dropout or gradients."""
-    memo: dict[int, Any] = {}  # deepcopy refuses results of computations: normed weights, cached activations
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.jit.ScriptFunction):  # nor does it take these
-                memo[id(value)] = value
-            for tensor in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(tensor, Tensor) and not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
-    with torch.no_grad():
-        return copy.deepcopy(module, memo).cpu().eval().float().requires_grad_(False)
-
-
-class _Settled(nn.Module):
-    """The module, while what its forward writes to its own parameters and buffers is dropped.
-
-    Many public models mask their weights by `self.weight.data *= self.mask` in forward. One run of it has masked them;
-    a graph that is to be a function of its inputs must not do it again.
-    """
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor, **conditions: Tensor) -> Any:
-        with _DropWrites(self.module):
-            return self.module(images, **conditions)
-
-
-class _DropWrites(TorchFunctionMode):
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def owns(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and any(
-            value is t for t in (*self.module.parameters(), *self.module.buffers())
-        )
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
-            return args[0].clone()
-        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
-            return None
-        in_place = name == "__setitem__" or name in _IN_PLACE or (name[-1:] == "_" and name[-2:] != "__")
-        if in_place and args and self.owns(args[0]):
-            func(args[0].clone(), *args[1:], **(kwargs or {}))
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _sort(exported: Exported, settled: _Settled, inputs: _Inputs) -> Captured:
+def _sort(exported: Exported, settled: Settled, inputs: _Inputs) -> Captured:
     folded: dict[fx.Node, Any] = {}
     user: list[fx.Node] = []
     image_nodes: list[fx.Node] = []
@@ -484,13 +400,13 @@ def _sort(exported: Exported, settled: _Settled, inputs: _Inputs) -> Captured:
     )
 
 
-def _value(exported: Exported, settled: _Settled, target: str) -> Any:
+def _value(exported: Exported, settled: Settled, target: str) -> Any:
     """What a placeholder stands for: a tensor of the module, as it is now, or a constant of the graph."""
     value = _of_module(settled, target)
     return exported.constants[target] if value is None else value.detach().clone()
 
 
-def _of_module(settled: _Settled, target: str) -> Tensor | None:
+def _of_module(settled: Settled, target: str) -> Tensor | None:
     owner, _, name = target.rpartition(".")
     try:
         value = getattr(settled.get_submodule(owner), name)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..capture import forked, inference_copy, inner_path, resize_caches, unvalidated
+from ..capture import BATCH, forked, inner_path, unvalidated
 from ..causality import Leak
+from ..frozen import inference_copy, resize_caches
 from ..heads import Bernoulli, Custom, Head, LogisticMixture
 from ..inputs import Fed
 from ..prepare import Prepared
@@ -63,7 +64,7 @@ class Runner:
         try:
             return self.module(images, **conditions)
         except Exception:
-            if resize_caches(self.module):
+            if resize_caches(self.module, BATCH):
                 return self.module(images, **conditions)
             raise
 

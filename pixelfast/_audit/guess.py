@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..capture import inference_copy, unvalidated
+from ..capture import unvalidated
 from ..conditions import Conditions, examples_of
+from ..frozen import inference_copy
 from ..heads import Bernoulli, Categorical, Head, LogisticMixture
 from ..inputs import Fed, scaled
 from ..outputs import Pick, listed, pick_tensor, tensors_of
