@@ -1,7 +1,7 @@
 """How long does `pixelfast.compile` take, beyond the time of torch.export, at first and for new weights?
 
 export   torch.export.export and run_decompositions
-beyond   the rest: the copy, three forward passes in PyTorch that check the graph, and the plan
+beyond   the rest: the copy, three or four forward passes in PyTorch that check the graph, and the plan
 again    another module of the same architecture with other weights
 """
 

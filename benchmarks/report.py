@@ -14,6 +14,7 @@ from pixelfast._files import replacing
 from . import compiling, floor, limits, sampling
 
 Record = Mapping[str, Any]
+SHORT = "Loops in PyTorch are extrapolated: the plain one from forward passes, the cached one from rows."
 
 
 def blocks(result: Record) -> dict[str, str]:
@@ -27,15 +28,15 @@ def blocks(result: Record) -> dict[str, str]:
             "\\* Extrapolated: the plain and the compiled loop from forward passes, the cached one from rows."
         )
         return {
-            "speeds": _block(result, short(sampling.table(result)), f"Time per image. {extrapolated}"),
+            "speeds": _block(result, short(sampling.table(result)), f"Time per image. {SHORT}"),
             "contestants": _block(result, sampling.table(result), f"Time per image. {extrapolated}"),
         }
     if question == "limits":
-        peaks = f"The machine reaches {floor.describe(result['rows'][-1]['peaks'])}."
+        peaks = f"Times of one thread. The machine reaches {floor.describe(result['rows'][-1]['peaks'])}."
         return {
             "limits": _block(result, limits.table(result), peaks),
-            "parts": _block(result, limits.parts_table(result)),
-            "sizes": _block(result, limits.sizes_table(result)),
+            "parts": _block(result, limits.parts_table(result), "Times of one thread."),
+            "sizes": _block(result, limits.sizes_table(result), "Times of one thread."),
         }
     if question == "compiling":
         return {"compiling": _block(result, compiling.table(result))}

@@ -32,7 +32,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """`print` it. `peak` is what one thread reached from registers, in multiply-adds per second.
+    """`print` it. `peak` is what one thread reached from registers in fp32, in multiply-adds per second, also
+    for bf16.
 
     `thread_seconds` are those of all threads together, of which they spent `waiting_seconds` for each other; what is
     left when the rows' seconds are taken off, too, is the walk through the program.

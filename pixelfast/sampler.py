@@ -83,7 +83,7 @@ def compile(
     - `isa`: the instruction set of the cpu backend; the best that there is by default.
     - `precision`: "fp32", or "bf16": products of numbers rounded to bfloat16, summed in float32, for half the memory
         of weights and up to twice the speed, where the machine has AVX-512 with BF16. The distribution is then a
-        slightly different one, and its bits are the same for any batch, order and threads, but not on any machine.
+        slightly different one; its bits are the same for any batch, order and threads, but may differ between machines.
 
     Raises `ValueError`: `CaptureError` where torch.export fails, `LoweringError` where an op is not supported,
     `CausalityError` where the model is not autoregressive in raster order, or for bad arguments.
@@ -223,7 +223,7 @@ class Sampler:
         - `given`, `known`: complete images. Where `known` (bool, broadcast to (n, C, H, W)) is true, the level is that
             of `given` (broadcast likewise), and the rest is drawn in order, given all earlier pixels. log_prob then
             covers known pixels too.
-        - `progress`: show a bar. `threads`: 0 or None for all cores, PIXELFAST_THREADS otherwise. `chunk`: images that
+        - `progress`: show a bar. `threads`: None or 0 takes PIXELFAST_THREADS, or else all cores. `chunk`: images that
             are worked on at once, and `team`: threads that share them; chosen if None. None of these changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a

@@ -170,7 +170,7 @@ def _weights(plan: Plan, op: ConvOp) -> int:
 
 
 def schedule(plan: Plan, order: Order) -> Schedule:
-    """Give every element its step, and every map its ring of rows. Raises `CausalityError`."""
+    """Give every element its step, and every map its ring. Raises `CausalityError`."""
     if order.skew is not None:
         check_causal(plan, order)
     dependence = Dependence(plan)

@@ -214,11 +214,9 @@ def test_a_map_of_what_a_convolution_writes_is_computed_with_it():
     assert len(sampler.program.names) == len(kinds)
 
 
-def test_a_map_that_waits_for_more_than_its_convolution_is_not():
-    """The vertical stack's gates run once a row, as their convolutions do, but what links them does not."""
+def test_a_map_of_parts_of_what_a_convolution_writes_is_not():
+    """The vertical stack's gates read halves, and their convolutions' own results are read besides."""
     model = pf.models.GatedPixelCNN(levels=2, hidden=4, layers=2).eval()
     schedule = pf.compile(model, shape=(1, 5, 6), order="raster").schedule
-    for i, j in program.followers(schedule).items():
-        assert np.array_equal(schedule.steps[i], schedule.steps[j])
-        between = [k for k in range(i + 1, j) if np.intersect1d(schedule.steps[k], schedule.steps[i]).size]
-        assert all((schedule.steps[k] == S.NEVER).all() for k in between)
+    assert any(isinstance(op, P.MapOp) for op in schedule.plan.ops)
+    assert program.followers(schedule) == {}
