@@ -261,17 +261,25 @@ def _slots(first: np.ndarray, last: np.ndarray) -> int:
     return next((n for n in range(1, len(first)) if (last[:-n] < after[n:]).all()), len(first))
 
 
-def _extent(first: np.ndarray, last: np.ndarray) -> tuple[int, int]:
-    """Rows and columns of slots that suffice: whole rows of them, or fewer columns and perhaps more rows."""
-    width = first.shape[1]
-    columns = _slots(first.T, last.T)
+def _extent(first: np.ndarray, last: np.ndarray, steps: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Rows and columns of slots that suffice: whole rows of them, or fewer columns and perhaps more rows.
+
+    Either all that there are, or multiples of the steps of a phase, so that it is a ring, too. More rows than suffice
+    are safe; other columns are another grouping, so that rows are counted for those that are taken.
+    """
+
+    def rounded(n: int, axis: int) -> int:
+        return min(-(-n // steps[axis]) * steps[axis], first.shape[axis])
+
+    height, width = first.shape
+    columns = rounded(_slots(first.T, last.T), 1)
     padding = ((0, 0), (0, -width % columns))
-    of_slot = (len(first), -1, columns)
+    of_slot = (height, -1, columns)
     rows = _slots(
         np.pad(first, padding, constant_values=np.iinfo(np.int64).max).reshape(of_slot).min(1),
         np.pad(last, padding, constant_values=-1).reshape(of_slot).max(1),
     )
-    return min((_slots(first, last), width), (rows, columns), key=math.prod)
+    return min((rounded(_slots(first, last), 0), width), (rounded(rows, 0), columns), key=math.prod)
 
 
 def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[int, Ring]:
@@ -284,7 +292,7 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
         if isinstance(op, InputOp | ConvOp | MapOp | AttendOp):
             home = plan.maps[op.out].home
             homes.setdefault(home, []).append(op.out)
-            phases[home] = tuple(s.step for s in plan.written(op))
+            phases[home] = (plan.written(op)[0].step, plan.written(op)[1].step)
         if isinstance(op, AttendOp):  # goes from position to position
             attended = np.concatenate([op.query, op.key, op.value])
             whole |= {plan.maps[m].home for m in [op.out, *np.unique(plan.map_of(attended)).tolist()]}
@@ -293,12 +301,7 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
         m = plan.maps[members[0]]
         written = np.min([first[m] for m in members], axis=0)
         read = np.max([last[m] for m in members], axis=0)
-        rows, columns = (m.height, m.width) if home in whole else _extent(written, read)
-        # Multiples of the steps of a phase, so that it is a ring, too.
-        rows, columns = (
-            size if size == extent else -(-size // step) * step
-            for size, extent, step in zip((rows, columns), (m.height, m.width), phases[home], strict=True)
-        )
+        rows, columns = (m.height, m.width) if home in whole else _extent(written, read, phases[home])
         channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
         rings[home] = Ring(home, rows, columns, channels, int(written.min()), int(read.max()))
     return rings

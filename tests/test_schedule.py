@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from random_networks import FIXED, Fixed, fixed
 from torch import nn
@@ -281,6 +281,30 @@ def test_rings_hold_what_is_kept_and_little_more(case_, order):
             assert clashes(kept[home], m.height, ring.columns - 1)
         if ring.rows > 1:
             assert clashes(kept[home], ring.rows - 1, ring.columns)
+
+
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 16)),
+    st.integers(1, 16),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-2, 4)), min_size=1, max_size=4),
+)
+@example((6, 14), 4, (2, 2), [(0, 1), (1, 0)])  # rows that suffice for five columns do not for six
+@example((6, 6), 2, (1, 2), [(0, 1), (1, 0)])
+def test_slots_hold_what_any_stencil_reads(shape, skew, steps, offsets):
+    """A position is written when the wavefront reaches it, and kept for positions later in raster order."""
+    height, width = shape
+    when = skew * np.arange(height)[:, None] + np.arange(width)
+    last = when.copy()
+    for dy, dx in offsets:
+        for y, x in itertools.product(range(height), range(width)):
+            if y + dy < height and 0 <= x + dx < width and (dy, dx) > (0, 0):
+                last[y, x] = max(last[y, x], when[y + dy, x + dx])
+    rows, columns = S._extent(when, last, steps)
+    kept = {(y, x): [int(when[y, x]), int(last[y, x])] for y in range(height) for x in range(width)}
+    assert not clashes(kept, rows, columns)
+    assert rows == height or rows % steps[0] == 0
+    assert columns == width or columns % steps[1] == 0
 
 
 @pytest.mark.parametrize(("order", "most"), [("raster", 2), ("wavefront", 3)])

@@ -27,6 +27,7 @@ LevelTable::LevelTable(const Kernels& kernels, int levels)
       block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
   weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
   frequency_.resize(weight_.size());
+  order_.reserve(levels);  // so that runs do not allocate: a thread that threw would leave its team waiting
 }
 
 // Excludes what top_k and then top_p leave out. Levels rank by descending logit, the lower index first.

@@ -51,7 +51,7 @@ struct ExpressionArgs {
   float* slots;           // [n_slots][kGroupRows][kChunk], initialised
 };
 
-// Attention of one position, for all heads.
+// Attention of one position, for the heads from first_head up to end_head.
 struct AttendArgs {
   const float* query;
   const float *keys, *values;  // at position 0
