@@ -25,8 +25,7 @@ def test_counts_are_those_of_the_schedule(sampler, options):
         want = explained[row.name]
         assert row.multiply_adds == n * want.multiply_adds
         assert row.calls >= want.launches
-        if options.get("team", 1) == 1:  # else channels are shared, too
-            assert row.rows == n * want.elements
+        assert row.rows == n * want.elements
 
 
 def test_times_add_up(sampler):

@@ -236,28 +236,28 @@ float softmax(float* scores, int n) {
   return Lanes::sum(partial);
 }
 
-// `kVectors` vectors of outputs, from channel `at` on: each is one chain over the positions.
-template <int kVectors>
+// `kCount` vectors of outputs, from channel `at` on: each is one chain over the positions.
+template <int kCount>
 void weigh_values(const AttendArgs& a, const float* values, int at, float total, float* out) {
-  const int last = (kVectors - 1) * Lanes::kLanes;
+  const int last = (kCount - 1) * Lanes::kLanes;
   const int rest =
       a.value_channels - at - last < Lanes::kLanes ? a.value_channels - at - last : Lanes::kLanes;
-  Lanes acc[kVectors];
-  for (int v = 0; v < kVectors; ++v) acc[v] = Lanes::set(0.0f);
+  Lanes acc[kCount];
+  for (int v = 0; v < kCount; ++v) acc[v] = Lanes::set(0.0f);
   const float* weight = a.scores;
   for (int r = 0; r < a.n_runs; ++r) {
     const float* p = values + a.runs[2 * r] * a.value_stride + at;
     for (int32_t k = a.runs[2 * r]; k < a.runs[2 * r + 1]; ++k, p += a.value_stride) {
       const Lanes w = Lanes::set(*weight++);
 #pragma GCC unroll 8
-      for (int v = 0; v < kVectors - 1; ++v) {
+      for (int v = 0; v < kCount - 1; ++v) {
         acc[v] = Lanes::fma(w, Lanes::load(p + v * Lanes::kLanes), acc[v]);
       }
-      acc[kVectors - 1] = Lanes::fma(w, Lanes::load(p + last, rest), acc[kVectors - 1]);
+      acc[kCount - 1] = Lanes::fma(w, Lanes::load(p + last, rest), acc[kCount - 1]);
     }
   }
-  for (int v = 0; v < kVectors - 1; ++v) (acc[v] / Lanes::set(total)).store(out + at + v * Lanes::kLanes);
-  (acc[kVectors - 1] / Lanes::set(total)).store(out + at + last, rest);
+  for (int v = 0; v < kCount - 1; ++v) (acc[v] / Lanes::set(total)).store(out + at + v * Lanes::kLanes);
+  (acc[kCount - 1] / Lanes::set(total)).store(out + at + last, rest);
 }
 
 int64_t attend(const AttendArgs& a) {

@@ -30,7 +30,6 @@ struct Profile {
   int threads = 0;
 
   void add(const Profile& other) {
-    ops.resize(other.ops.size());
     for (size_t i = 0; i < ops.size(); ++i) {
       OpProfile& p = ops[i];
       const OpProfile& o = other.ops[i];

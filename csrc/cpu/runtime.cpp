@@ -111,6 +111,7 @@ int64_t Engine::working_nbytes() const {
 int64_t Engine::run(const Request& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
   const Crew crew = choose_crew(request);
+  if (request.profile != nullptr) request.profile->ops.resize(ops_.size());
   Shared shared;
   struct Gang {  // a team, and where its images are
     explicit Gang(int size) : team(size) {}

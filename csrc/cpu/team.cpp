@@ -43,7 +43,11 @@ bool Team::is_crowded(int rank) const {
 
 bool Team::wait(int rank, bool stop) {
   if (size_ == 1) return stop;
-  processors_[rank].store(processor(), std::memory_order_relaxed);
+  const int here = processor();
+  if (processors_[rank].load(std::memory_order_relaxed) !=
+      here) {  // seldom, so that all may keep the cache line
+    processors_[rank].store(here, std::memory_order_relaxed);
+  }
   const uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (stop) stop_.store(true, std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {

@@ -38,10 +38,7 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
       if (!alone) {
         const bool rows = by_rows(next);
         if (rows != was_by_rows || (rows ? engine_.waits_.by_rows : engine_.waits_.any)[launch]) {
-          const uint64_t arrival = now();
-          const bool stopped = team_.wait(rank_, !goes_on);
-          profile_.waiting += now() - arrival;
-          if (stopped) return failure_;
+          if (wait(!goes_on)) return failure_;
         }
         was_by_rows = rows;
       }
@@ -50,9 +47,16 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
     }
     if (rank_ == 0) done.fetch_add(images_, std::memory_order_relaxed);
   }
-  team_.wait(rank_, !goes_on);
+  if (!alone) wait(!goes_on);
   profile_.total += now() - start;
   return failure_;
+}
+
+bool Walker::wait(bool stop) {
+  const uint64_t arrival = now();
+  const bool stopped = team_.wait(rank_, stop);
+  profile_.waiting += now() - arrival;
+  return stopped;
 }
 
 bool Walker::by_rows(const Launch& launch) const {
@@ -139,7 +143,7 @@ void Walker::run_block(int32_t index, const Share& share) {
   if (request_.profile == nullptr) return;
   OpProfile& p = profile_.ops[index];
   p.calls += 1;
-  p.rows += rows_;
+  if (share.first == 0) p.rows += rows_;  // once, where threads share the channels
   p.multiply_adds += multiply_adds_ - before;
   p.weights_nbytes += packed.weights_nbytes * (share.end - share.first) / std::max(packed.vectors, 1);
   p.gather += gathered - start;

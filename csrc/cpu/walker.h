@@ -73,6 +73,7 @@ class Walker {
     int64_t image_stride;
   };
 
+  bool wait(bool stop);  // for the team; whether all stop
   bool by_rows(const Launch& launch) const;
   Share share_of(const Launch& launch) const;
   bool run_launch(const Launch& launch, const std::atomic<bool>& stop);  // false: stopped before its end
