@@ -19,6 +19,7 @@ import torch
 import pixelfast
 from pixelfast import _cpu
 from pixelfast._files import replacing
+from pixelfast._table import aligned
 from pixelfast.doctor import processor
 
 
@@ -107,12 +108,6 @@ def save(result: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Return rows as an aligned table; the first is the head, and every column but the first is numbers."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    head, *lines = aligned(rows)
+    rule = "  ".join("-" * max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join([head, rule, *lines])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ._table import aligned
 from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp
 from .readiness import NEVER
 from .schedule import Schedule
@@ -74,13 +75,7 @@ class Explanation:
             lines.append((r.name, r.kind, *(n if isinstance(n, str) else f"{n:,}" for n in numbers)))
         totals = (self.launches, self.multiply_adds, "", self.buffer_nbytes, self.weights_nbytes)
         lines.append(("in all", "", "", "", *(f"{n:,}" if n != "" else "" for n in totals)))
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = []
-        for line in lines:
-            cells = [
-                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            ]
-            text.append("  ".join(cells).rstrip())
+        text = aligned(lines, left=2)
         rule = "-" * max(map(len, text))
         return "\n".join([title, "", text[0], rule, *text[1:-1], rule, text[-1]])
 

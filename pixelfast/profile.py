@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ._table import aligned
 from .program import Program
 
 
@@ -92,13 +93,7 @@ class Profile:
                     f"{r.weights_nbytes / 1e6:.1f}" if r.weights_nbytes else "",
                 ]
             )
-        widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-        text = [
-            "  ".join(
-                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in lines
-        ]
+        text = aligned(lines, left=2)
         rule = "-" * max(map(len, text))
         multiply_adds = sum(r.multiply_adds for r in self.rows)
         rate = multiply_adds / self.seconds

@@ -1,8 +1,8 @@
 """The reference runtime: a Program, run in plain Python, one position at a time. Slow, obvious, no options.
 
 It defines what a runtime computes. It also asserts what a native runtime cannot afford to: everything that is read
-was written before, and has not been overwritten by a later position of its ring. (That rings which share memory are never in
-use at once, it takes on trust: the tests of `program` replay the memory in full.)
+was written before, and has not been overwritten by a later position of its ring. (That rings which share memory are
+never in use at once, it takes on trust: the tests of `program` replay the memory in full.)
 """
 
 from __future__ import annotations

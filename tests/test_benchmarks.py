@@ -206,11 +206,15 @@ def test_pages_have_markers_for_the_tables(page, names):
 @pytest.mark.parametrize("name", ["sampling", "limits", "compiling", "netket"])
 def test_records_become_tables(name):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here: a source distribution has no records")
+    if not path.exists() and not (ROOT / ".git").exists():
+        pytest.skip("a source distribution has no records")
+    pages = "".join(
+        (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/performance.md")
+    )
     for table in report.blocks(json.loads(path.read_text())).values():
         assert table.startswith("| model | ")
         assert "Measured 20" in table
+        assert table in pages  # nobody has written figures by hand
 
 
 def test_the_command_lists_its_questions():
