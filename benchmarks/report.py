@@ -11,7 +11,7 @@ from typing import Any
 
 from pixelfast._files import replacing
 
-from . import compiling, floor, limits, sampling
+from . import compiling, floor, limits, sampling, skew
 
 Record = Mapping[str, Any]
 SHORT = "Loops in PyTorch are extrapolated: the plain one from forward passes, the cached one from rows."
@@ -45,6 +45,8 @@ def blocks(result: Record) -> dict[str, str]:
 
         versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("netket", "jax"))
         return {"netket": _block(result, netket_arnn.table(result), f"With {versions}.")}
+    if question == "skew":
+        return {"skew": skew.markdown(result)}
     raise ValueError(f"[report] there are no tables of {question!r}")
 
 

@@ -168,7 +168,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{score['data']}, trained on {score['train_images']:,} images, scored on {score['test_images']:,}; one figure "
         "for each seed. The second table is of random weights.\n"
         f"Timed {result['date'][:10]} at commit {result['commit']} on {host['cpu']}, {host['threads']} thread(s), "
-        f"{host['isa']}, load {result['load_before']}; torch {result['versions']['torch']}.\n"
+        f"{host['isa']}, whose fp32 peak was measured at {host['peak_multiply_adds_per_second'] / 1e9:.0f} G "
+        f"multiply-adds/s, load {result['load_before']}; torch {result['versions']['torch']}.\n"
     )
 
 
@@ -193,9 +194,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--train", action="store_true", help="train and score what is not yet there")
     parser.add_argument("--time", action="store_true", help="time the trained models, and print the table")
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/fashion_mnist"), help="the data set"
-    )
+    parser.add_argument("--data", type=Path, help="the data set, to train on and to score")
     parser.add_argument("--limit", type=int, default=30000, help="training images: the first so many (30000)")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch and of pixelfast (1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one to warm up (5)")
@@ -208,6 +207,8 @@ def run(options: argparse.Namespace) -> None:
         check_writable(options.out)
     torch.set_num_threads(options.threads)
     if options.train:
+        if options.data is None:
+            raise ValueError("[skew] --train needs --data: the folder or file of a data set")
         train_and_score(options.runs, options.data, options.limit)
     if options.time:
         busy = harness.load()

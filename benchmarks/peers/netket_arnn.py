@@ -28,6 +28,7 @@ import pixelfast as pf
 from pixelfast._files import check_writable
 
 from .. import harness
+from ..sampling import duration
 
 ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 KERNEL = (2, 3)
@@ -177,7 +178,7 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
         ours, theirs = row["seconds"]["pixelfast"], row["seconds"]["netket"]
         rate = row["multiply_adds_per_image"] * row["batch"] / ours
         share = rate / result["machine"]["peak_multiply_adds_per_second"]
-        figures = f"{ours * 1e3:.3g} ms", f"{theirs * 1e3:.3g} ms", f"{theirs / ours:.1f}x"
+        figures = duration(ours), duration(theirs), f"{theirs / ours:.1f}x"
         lines.append([row["model"], str(row["batch"]), *figures, f"{rate / 1e9:.1f}", f"{share:.0%}"])
     return lines
 
