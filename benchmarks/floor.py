@@ -7,8 +7,9 @@ last needed fits there, else in memory. Launches follow each other, so the floor
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def measure(seconds: float = 0.3) -> Peaks:
     sizes = second // 2, third // 4, 4 * third
     bandwidths = tuple(_cpu.bandwidth(n, seconds=seconds) for n in sizes)
     return Peaks(_cpu.peak(seconds=seconds), bandwidths, (second, third))  # type: ignore[arg-type]
+
+
+def rate() -> float:
+    """Multiply-adds per second that one thread reaches just now: on a shared machine, often less than its best."""
+    return statistics.median(_cpu.peak(seconds=1e-3) for _ in range(15))
+
+
+def at(peaks: Peaks, rate: float) -> Peaks:
+    """The peaks of a spell in which a thread reached no more than `rate`."""
+    return replace(peaks, multiply_adds=min(rate, peaks.multiply_adds))
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,12 @@ def timer(sampler: pf.Sampler, n: int, threads: int = 1) -> Callable[[], float]:
 def speed(sampler: pf.Sampler, peaks: floor.Peaks, n: int, threads: int, repeats: int) -> dict[str, Any]:
     """One thread against the floor, and all threads against one."""
     work = floor.Work.of(sampler.schedule)
-    found = harness.interleaved({"one": timer(sampler, n), "all": timer(sampler, n, threads)}, repeats)
-    least = floor.seconds(work, peaks, n)
+    contestants = {"rate": floor.rate, "one": timer(sampler, n), "all": timer(sampler, n, threads)}
+    found = harness.interleaved(contestants, repeats)
+    least = floor.seconds(work, floor.at(peaks, found["rate"]), n)
     return {
         "batch": n,
+        "multiply_adds_per_second": found["rate"],
         "seconds": found["one"],
         "floor": least,
         "over_floor": found["one"] / least["floor"],

@@ -10,7 +10,7 @@ using Pairs = __m512bh;  // of bf16: one pair for each of sixteen outputs
 
 // As product_tile of kernels.inl, two channels at a time.
 template <int kRows, int kCount>
-void product_tile(const ProductArgs& p, int row) {
+const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   __m512 acc[kRows][kCount];
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v) {
@@ -23,6 +23,10 @@ void product_tile(const ProductArgs& p, int row) {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
     for (int i = 0; i < p.tap_channels[t]; ++i, w += p.weight_stride) {
+      if (kRows * kCount >= kFetching) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += ahead < p.ahead_end ? kLine : 0;
+      }
       __m512 weight[kCount];
 #pragma GCC unroll 4
       for (int v = 0; v < kCount; ++v) {
@@ -47,6 +51,7 @@ void product_tile(const ProductArgs& p, int row) {
     for (int v = 0; v < kCount - 1; ++v) _mm512_storeu_ps(y + 16 * v, acc[r][v]);
     _mm512_mask_storeu_ps(y + 16 * (kCount - 1), last, acc[r][kCount - 1]);
   }
+  return ahead;
 }
 
 constexpr int kAccumulators = 24;  // registers for sums

@@ -11,6 +11,8 @@ constexpr int kBlockRows = 48;  // rows (an image at a position) that pass throu
 constexpr int kGroupRows = 8;   // rows that pass through an expression together
 constexpr int kChunk = 64;      // channels of them
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
+constexpr int kLine = 16;       // floats to a cache line
+constexpr int kFetching = 12;   // vectors of a tile that hide a fetch; a smaller one waits for its own weights
 
 // The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
 // and weights are not floats but pairs of bf16, and channels come in pairs.
@@ -23,6 +25,8 @@ struct ProductArgs {
   const float* weights;   // [depth][weight_stride], of which vectors * lanes are used
   int64_t weight_stride;  // floats
   const float* bias;      // [vectors * lanes]
+  // What the caller will read next, up to an end: fetched meanwhile into the second level cache.
+  const float *ahead, *ahead_end;
   float* const* outputs;  // [rows]
   int64_t column;         // of the outputs
   int columns;            // that the outputs have room for

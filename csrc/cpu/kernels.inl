@@ -5,9 +5,9 @@
 // ---- product ---------------------------------------------------------------------------------------------
 
 // `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the
-// taps.
+// taps. Returns how far it has fetched ahead.
 template <int kRows, int kCount>
-void product_tile(const ProductArgs& p, int row) {
+const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   Lanes acc[kRows][kCount];
 #pragma GCC unroll 4
   for (int v = 0; v < kCount; ++v) {
@@ -22,6 +22,10 @@ void product_tile(const ProductArgs& p, int row) {
     for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
     const int channels = p.tap_channels[t];
     for (int i = 0; i < channels; ++i) {
+      if (kRows * kCount >= kFetching) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += ahead < p.ahead_end ? kLine : 0;
+      }
       Lanes weight[kCount];
 #pragma GCC unroll 4
       for (int v = 0; v < kCount; ++v) {
@@ -45,6 +49,7 @@ void product_tile(const ProductArgs& p, int row) {
     for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(y + v * Lanes::kLanes);
     acc[r][kCount - 1].store(y + (kCount - 1) * Lanes::kLanes, rest);
   }
+  return ahead;
 }
 
 #include "cpu/product_rows.inl"

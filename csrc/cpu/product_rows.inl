@@ -9,26 +9,27 @@ void product_rows(const ProductArgs& p) {
   // Tiles of nearly equal height: 8 rows are 4 + 4, since 6 + 2 would leave the second tile starved.
   const int tiles = (p.rows + kMost - 1) / kMost;
   int row = 0;
+  const float* ahead = p.ahead;
   for (int t = 0; t < tiles; ++t) {
     const int rows = (p.rows - row + tiles - t - 1) / (tiles - t);
     switch (rows) {
       case 1:
-        product_tile<1, kCount>(p, row);
+        ahead = product_tile<1, kCount>(p, row, ahead);
         break;
       case 2:
-        product_tile<2, kCount>(p, row);
+        ahead = product_tile<2, kCount>(p, row, ahead);
         break;
       case 3:
-        product_tile<3, kCount>(p, row);
+        ahead = product_tile<3, kCount>(p, row, ahead);
         break;
       case 4:
-        product_tile<(kMost >= 4 ? 4 : 1), kCount>(p, row);
+        ahead = product_tile<(kMost >= 4 ? 4 : 1), kCount>(p, row, ahead);
         break;
       case 5:
-        product_tile<(kMost >= 5 ? 5 : 1), kCount>(p, row);
+        ahead = product_tile<(kMost >= 5 ? 5 : 1), kCount>(p, row, ahead);
         break;
       case 6:
-        product_tile<(kMost >= 6 ? 6 : 1), kCount>(p, row);
+        ahead = product_tile<(kMost >= 6 ? 6 : 1), kCount>(p, row, ahead);
         break;
     }
     row += rows;

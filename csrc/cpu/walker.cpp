@@ -42,6 +42,7 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
         }
         was_by_rows = rows;
       }
+      look_ahead(launch);
       if (goes_on) goes_on = run_launch(next, stop);
       if (alone && !goes_on) return failure_;
     }
@@ -50,6 +51,19 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
   if (!alone) wait(!goes_on);
   profile_.total += now() - start;
   return failure_;
+}
+
+// Finds what the next product after a launch reads first.
+void Walker::look_ahead(int32_t launch) {
+  if (launch < ahead_at_) return;
+  const auto end = static_cast<int32_t>(program_.launches.size());
+  ahead_ = nullptr;
+  for (ahead_at_ = launch + 1; ahead_at_ < end; ++ahead_at_) {
+    const PackedOp& packed = engine_.ops_[program_.launches[ahead_at_].op];
+    if (packed.panels.empty()) continue;
+    ahead_ = &packed.panels[0];
+    return;
+  }
 }
 
 bool Walker::wait(bool stop) {
@@ -263,6 +277,9 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
         args.column = task.channel + from * lanes;
         args.columns = std::min(args.columns, task.channels - from * lanes);
       }
+      const Panel* next = p + 1 < static_cast<int>(packed.panels.size()) ? &packed.panels[p + 1] : ahead_;
+      args.ahead = engine_.packed_.get() + (next != nullptr ? next->weights : 0);
+      args.ahead_end = engine_.packed_.get() + (next != nullptr ? next->bias : 0);
       multiply(args);
     }
   }

@@ -73,6 +73,7 @@ class Walker {
     int64_t image_stride;
   };
 
+  void look_ahead(int32_t launch);
   bool wait(bool stop);  // for the team; whether all stop
   bool by_rows(const Launch& launch) const;
   Share share_of(const Launch& launch) const;
@@ -103,6 +104,8 @@ class Walker {
   int rows_ = 0;   // of the block
   int n_segments_ = 0;
   Segment segments_[kBlockRows];
+  const Panel* ahead_ = nullptr;  // the weights to be fetched now
+  int32_t ahead_at_ = -1;         // the launch that they are for
   int64_t multiply_adds_ = 0;
   uint64_t product_ticks_ = 0;  // of the block
   Profile profile_;
