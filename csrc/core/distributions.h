@@ -113,4 +113,31 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
   return total;
 }
 
+// The frequencies of level 0 in n distributions over two levels, as the two loops above find them: with w the
+// weight of the less likely level,
+//
+//   f_less = 1 + trunc(w * ((2^31 - 2) / (2^30 + w)))       and the rest is the other's.
+//
+// Returns whether all logits are finite, as they must be.
+template <class V>
+static inline bool two_level_frequencies(const float* zero, const float* one, int n,
+                                         float inverse_temperature, int32_t* frequency) {
+  V infinite = V::set(0.0f);
+  for (int k = 0; k < n; k += V::kLanes) {
+    const int rest = n - k < V::kLanes ? n - k : V::kLanes;
+    const V a = V::load(zero + k, rest), b = V::load(one + k, rest);
+    const auto finite = V::eq((a - a) + (b - b), V::set(0.0f));
+    const V scaled = vexp(vneg(vabs(a - b)) * V::set(inverse_temperature)) * V::set(0x1p30f);
+    V::Int::truncate(V::select(finite, scaled, V::set(0.0f))).store(frequency + k);
+    infinite = V::select(finite, infinite, V::set(1.0f));
+  }
+  for (int k = 0; k < n; ++k) {
+    const double w = frequency[k];
+    const int32_t less = 1 + static_cast<int32_t>(w * (double{kFrequencyTotal - 2} / (0x1p30 + w)));
+    const int32_t more = static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(less));
+    frequency[k] = zero[k] >= one[k] ? more : less;
+  }
+  return V::first(V::eq(infinite, V::set(1.0f))) == V::kLanes;
+}
+
 }  // namespace pixelfast

@@ -3,6 +3,7 @@
 
 #include "core/distributions.h"
 #include "core/math.h"
+#include "core/philox.h"
 #include "cpu/kernels.h"
 
 namespace pixelfast {
@@ -15,8 +16,8 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512",    Lanes::kLanes, product, expression,   attend, weights,
-    frequencies, unary,         binary,  multiply_add, peak,
+    "avx512",   Lanes::kLanes, product, expression, attend,       weights, frequencies,
+    two_levels, draw,          unary,   binary,     multiply_add, peak,
 };
 
 }  // namespace pixelfast

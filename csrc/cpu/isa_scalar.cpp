@@ -1,6 +1,7 @@
 // Plain C++: what every machine can run.
 #include "core/distributions.h"
 #include "core/math.h"
+#include "core/philox.h"
 #include "cpu/kernels.h"
 
 namespace pixelfast {
@@ -13,8 +14,8 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar",    Lanes::kLanes, product, expression,   attend, weights,
-    frequencies, unary,         binary,  multiply_add, peak,
+    "scalar",   Lanes::kLanes, product, expression, attend,       weights, frequencies,
+    two_levels, draw,          unary,   binary,     multiply_add, peak,
 };
 
 }  // namespace pixelfast

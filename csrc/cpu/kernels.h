@@ -12,7 +12,7 @@ constexpr int kGroupRows = 8;   // rows that pass through an expression together
 constexpr int kChunk = 64;      // channels of them
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
 constexpr int kLine = 16;       // floats to a cache line
-constexpr int kFetching = 12;   // vectors of a tile that hide a fetch; a smaller one waits for its own weights
+constexpr int kFetching = 12;  // vectors of a tile that hide a fetch; a smaller one waits for its own weights
 
 // The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
 // and weights are not floats but pairs of bf16, and channels come in pairs.
@@ -86,6 +86,10 @@ struct Kernels {
   // The two loops over levels of core/distributions.h.
   Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
   int64_t (*frequencies)(const int32_t* weight, int n, double scale, int32_t* frequency, int64_t* block_sums);
+  // Of level 0 among two, and draw_bits, for n <= kBlockRows rows; each row has room for kBlockRows.
+  bool (*two_levels)(const float* zero, const float* one, int n, float inverse_temperature,
+                     int32_t* frequency);
+  void (*draw)(uint64_t seed, const uint64_t* image, const uint64_t* counter, int n, uint32_t* bits);
   void (*unary)(Fn fn, const float* x, float* y, int64_t n);
   void (*binary)(Fn fn, const float* a, const float* b, float* y, int64_t n);
   void (*fma)(const float* a, const float* b, const float* c, float* y, int64_t n);

@@ -319,6 +319,14 @@ int64_t frequencies(const int32_t* weight, int n, double scale, int32_t* frequen
   return level_frequencies<Lanes>(weight, n, scale, frequency, block_sums);
 }
 
+bool two_levels(const float* zero, const float* one, int n, float inverse_temperature, int32_t* frequency) {
+  return two_level_frequencies<Lanes>(zero, one, n, inverse_temperature, frequency);
+}
+
+void draw(uint64_t seed, const uint64_t* image, const uint64_t* counter, int n, uint32_t* bits) {
+  for (int k = 0; k < n; ++k) bits[k] = draw_bits(seed, image[k], counter[k]);
+}
+
 // ---- the machine's peak ----------------------------------------------------------------------------------
 
 int64_t peak(int64_t n, float* sink) {
