@@ -153,6 +153,43 @@ def test_draw(isa, levels):
     assert want[:2] == [int(np.flatnonzero(freqs)[0]), int(np.flatnonzero(freqs)[-1])]
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.3}, {"top_k": 2}])
+@pytest.mark.parametrize("levels", [1, 2, 3, 7, 16, 64, 256, 1025])
+def test_rows_are_drawn_as_one_at_a_time(isa, levels, options):
+    rng = np.random.default_rng(levels)
+    for n in (1, 5, 16, 17, 48):
+        logits = (rng.normal(size=(n, levels)) * rng.choice([0.0, 1.0, 30.0, 1e37], (n, 1))).astype(
+            np.float32
+        )
+        if levels > 3:
+            logits[rng.random((n, levels)) < 0.1] = -np.inf
+            logits[:, rng.integers(levels)] = logits[:, 0] = 1.0
+        given_levels = np.where(rng.random(n) < 0.3, rng.integers(levels, size=n), -1).astype(np.int32)
+        tables = [numerics.frequencies(row, **options) for row in logits]
+        # The first and the last number of an interval, and any.
+        u = rng.integers(0, 2**31, n)
+        for r, table in enumerate(tables):
+            edge = int(np.cumsum(table)[rng.integers(levels)])
+            u[r] = (u[r], edge - 1, edge)[r % 3] if 0 < edge < 2**31 else u[r]
+        drawn, frequencies = _cpu.draw_rows(logits, u.astype(np.uint32), given_levels, isa=isa, **options)
+        want = [
+            numerics.draw(table, int(v)) if k < 0 else k
+            for table, v, k in zip(tables, u, given_levels, strict=True)
+        ]
+        assert drawn.tolist() == want
+        assert frequencies.tolist() == [table[k] for table, k in zip(tables, want, strict=True)]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_first_flawed_row_is_named(isa, bad):
+    logits = np.zeros((20, 2), np.float32)
+    logits[7, 1] = logits[9, 0] = bad
+    with pytest.raises(ValueError, match="in row 7"):
+        _cpu.draw_rows(logits, np.zeros(20, np.uint32), np.full(20, -1, np.int32), isa=isa)
+
+
 def test_log_prob():
     freqs = np.array([2**30, 2**30 - 1, 1, 0])
     got = [float(numerics.log_prob(freqs, k)) for k in range(4)]

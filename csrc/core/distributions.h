@@ -113,31 +113,83 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
   return total;
 }
 
-// The frequencies of level 0 in n distributions over two levels, as the two loops above find them: with w the
-// weight of the less likely level,
-//
-//   f_less = 1 + trunc(w * ((2^31 - 2) / (2^30 + w)))       and the rest is the other's.
-//
-// Returns whether all logits are finite, as they must be.
+// The same for as many distributions as there are lanes, a row of logits each. On entry level[lane] is a
+// level, or -1 for one to be drawn by bits[lane]; then it is the level, and frequency[lane] that level's.
+// Returns false, and leaves them as they are, unless all logits give a distribution. `columns` and `table`
+// have room for n times the lanes.
 template <class V>
-static inline bool two_level_frequencies(const float* zero, const float* one, int n,
-                                         float inverse_temperature, int32_t* frequency) {
-  V infinite = V::set(0.0f);
-  for (int k = 0; k < n; k += V::kLanes) {
-    const int rest = n - k < V::kLanes ? n - k : V::kLanes;
-    const V a = V::load(zero + k, rest), b = V::load(one + k, rest);
-    const auto finite = V::eq((a - a) + (b - b), V::set(0.0f));
-    const V scaled = vexp(vneg(vabs(a - b)) * V::set(inverse_temperature)) * V::set(0x1p30f);
-    V::Int::truncate(V::select(finite, scaled, V::set(0.0f))).store(frequency + k);
-    infinite = V::select(finite, infinite, V::set(1.0f));
+static inline bool draw_levels(const float* const* logits, int n, float inverse_temperature,
+                               const uint32_t* bits, float* columns, int32_t* table, int32_t* level,
+                               uint32_t* frequency) {
+  using I = typename V::Int;
+  constexpr int kLanes = V::kLanes;
+  const V zero = V::set(0.0f), infinity = V::set(__builtin_inff());
+  V largest = vneg(infinity), good = V::set(1.0f);
+  const auto see = [&](int k, V x) {
+    x.store(columns + k * kLanes);
+    good = V::select(V::eq(x, x), good, zero);
+    largest = V::max(x, largest);
+  };
+  int k = 0;
+  for (; k + 4 <= n; k += 4) {
+    V x[4];
+    V::transpose(logits, k, x);
+    for (int i = 0; i < 4; ++i) see(k + i, x[i]);
   }
-  for (int k = 0; k < n; ++k) {
-    const double w = frequency[k];
-    const int32_t less = 1 + static_cast<int32_t>(w * (double{kFrequencyTotal - 2} / (0x1p30 + w)));
-    const int32_t more = static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(less));
-    frequency[k] = zero[k] >= one[k] ? more : less;
+  for (; k < n; ++k) {
+    float column[kLanes];
+    for (int i = 0; i < kLanes; ++i) column[i] = logits[i][k];
+    see(k, V::load(column));
   }
-  return V::first(V::eq(infinite, V::set(1.0f))) == V::kLanes;
+  good = V::select(V::lt(vabs(largest), infinity), good, zero);
+  if (V::first(V::eq(good, zero)) < kLanes) return false;
+
+  IntegerSum<V> sum;
+  I excluded = I::set(0);
+  V first = zero;  // of the largest
+  for (k = n; k-- > 0;) {
+    const V x = V::load(columns + k * kLanes);
+    const V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
+    const I w = I::truncate(V::select(V::eq(x, vneg(infinity)), V::set(-1.0f), scaled));
+    w.store(table + k * kLanes);
+    const I one = w.template srl<31>();  // of excluded levels
+    sum.add(w + one);
+    excluded = excluded + one;
+    first = V::select(V::eq(x, largest), V::set(static_cast<float>(k)), first);
+  }
+  int32_t low[kLanes], high[kLanes], out[kLanes], argmax[kLanes];
+  sum.low.store(low), sum.high.store(high), excluded.store(out), I::truncate(first).store(argmax);
+  double scale[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const int64_t total = (static_cast<int64_t>(high[i]) << 16) + static_cast<uint32_t>(low[i]);
+    scale[i] = static_cast<double>(kFrequencyTotal - (n - out[i])) / static_cast<double>(total);
+  }
+  I used = I::set(0);
+  for (k = 0; k < n; ++k) {
+    const I w = I::load(table + k * kLanes);
+    const I f = (w.scaled(scale) + I::set(1)).without(w.template sra<31>());
+    f.store(table + k * kLanes);
+    used = used + f;
+  }
+  int32_t sums[kLanes], bounds[kLanes], below[kLanes];
+  used.store(sums);
+  for (int i = 0; i < kLanes; ++i) {
+    int32_t* f = table + argmax[i] * kLanes + i;
+    *f = static_cast<int32_t>(static_cast<uint32_t>(*f) + 0x80000000u - static_cast<uint32_t>(sums[i]));
+    bounds[i] = static_cast<int32_t>(bits[i]);
+  }
+  // A level is drawn if the frequencies of those before it, but not its own, fit into the bits.
+  I left = I::load(bounds), over = I::set(0);
+  for (k = 0; k < n; ++k) {
+    left = left - I::load(table + k * kLanes);
+    over = over + left.template srl<31>();
+  }
+  over.store(below);
+  for (int i = 0; i < kLanes; ++i) {
+    if (level[i] < 0) level[i] = n - below[i];
+    frequency[i] = static_cast<uint32_t>(table[level[i] * kLanes + i]);
+  }
+  return true;
 }
 
 }  // namespace pixelfast

@@ -288,6 +288,37 @@ py::array_t<int32_t> draw(const FloatArray& logits, const py::array_t<uint32_t, 
   return levels;
 }
 
+// As table and draw for the rows of logits (n, levels), u (n) and levels (n), where -1 is to be drawn.
+// Returns the levels and their frequencies.
+py::tuple draw_rows(const FloatArray& logits, const py::array_t<uint32_t, py::array::c_style>& u,
+                    const py::array_t<int32_t, py::array::c_style>& given, double temperature, int64_t top_k,
+                    double top_p, const std::string& isa) {
+  const FloatMode mode;
+  if (logits.ndim() != 2 || logits.shape(0) < 1 || logits.shape(0) > kBlockRows || logits.shape(1) < 1 ||
+      logits.shape(1) > kMaxLevels || u.size() != logits.shape(0) || given.size() != logits.shape(0)) {
+    fail("[draw_rows] logits must be (n, levels), n in [1, " + std::to_string(kBlockRows) +
+         "], and u and given (n,)");
+  }
+  const int n = static_cast<int>(logits.shape(0)), levels = static_cast<int>(logits.shape(1));
+  py::array_t<int32_t> level(n);
+  py::array_t<uint32_t> frequency(n);
+  const float* rows[kBlockRows];
+  for (int r = 0; r < n; ++r) {
+    rows[r] = logits.data() + static_cast<py::ssize_t>(r) * levels;
+    level.mutable_data()[r] = given.data()[r];
+    if (given.data()[r] >= levels || u.data()[r] >= kFrequencyTotal)
+      fail("[draw_rows] u must be below 2^31, and given below the levels");
+  }
+  LevelTable t(find_kernels(isa), levels);
+  int row = 0;
+  const Flaw flaw = t.draw_rows(rows, n, sampling_of(temperature, top_k, top_p), u.data(),
+                                level.mutable_data(), frequency.mutable_data(), &row);
+  if (flaw != Flaw::none) {
+    fail(std::string("[sample] the model gave ") + describe(flaw) + " in row " + std::to_string(row));
+  }
+  return py::make_tuple(level, frequency);
+}
+
 py::tuple philox_words(uint64_t seed, uint64_t image, uint64_t counter) {
   const Philox p = philox(seed, image, counter);
   return py::make_tuple(p.word[0], p.word[1], p.word[2], p.word[3]);
@@ -393,6 +424,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("math", &math, py::arg("name"), py::arg("x"), py::arg("isa") = "");
   m.def("table", &table, py::arg("logits"), py::arg("temperature") = 1.0, py::arg("top_k") = 0,
         py::arg("top_p") = 1.0, py::arg("isa") = "");
+  m.def("draw_rows", &draw_rows, py::arg("logits"), py::arg("u"), py::arg("given"),
+        py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("isa") = "");
   m.def("draw", &draw, py::arg("logits"), py::arg("u"), py::arg("isa") = "");
   m.def("philox", &philox_words, py::arg("seed"), py::arg("image"), py::arg("counter"));
   m.def("peak", &peak, py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.2);

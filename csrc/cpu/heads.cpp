@@ -6,6 +6,11 @@
 #include "core/distributions.h"
 
 namespace pixelfast {
+namespace {
+
+constexpr int kMostColumns = 1024;  // levels of which a table for each lane stays in the cache
+
+}  // namespace
 
 const char* describe(Flaw flaw) {
   switch (flaw) {
@@ -27,6 +32,10 @@ LevelTable::LevelTable(const Kernels& kernels, int levels)
       block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
   weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
   frequency_.resize(weight_.size());
+  if (levels <= kMostColumns) {
+    columns_.resize(static_cast<size_t>(levels) * kernels.lanes);
+    table_.resize(columns_.size());
+  }
   order_.reserve(levels);  // so that runs do not allocate: a thread that threw would leave its team waiting
 }
 
@@ -69,6 +78,25 @@ Flaw LevelTable::build(const float* source, const Sampling& sampling) {
   frequency_[w.argmax] =
       static_cast<int32_t>(frequency(w.argmax) + static_cast<uint32_t>(kFrequencyTotal - sum));
   block_sums_[w.argmax / kFrequencyBlock] += kFrequencyTotal - sum;
+  return Flaw::none;
+}
+
+Flaw LevelTable::draw_rows(const float* const* logits, int n, const Sampling& sampling, const uint32_t* u,
+                           int32_t* level, uint32_t* frequency, int* row) {
+  const bool all_levels = sampling.top_k == 0 && sampling.top_p >= 1.0;
+  // Lanes may be levels or rows. Rows need no sums over lanes.
+  if (all_levels && !table_.empty() && (3 * n >= kernels_.lanes || levels_ <= kernels_.lanes)) {
+    const LevelArgs args{logits, levels_,  sampling.inverse_temperature, u, columns_.data(), table_.data(),
+                         level,  frequency};
+    if (kernels_.levels(args, n)) return Flaw::none;
+  }
+  for (*row = 0; *row < n; ++*row) {
+    const int r = *row;
+    const Flaw flaw = build(logits[r], sampling);
+    if (flaw != Flaw::none) return flaw;
+    if (level[r] < 0) level[r] = draw(u[r]);
+    frequency[r] = this->frequency(level[r]);
+  }
   return Flaw::none;
 }
 

@@ -26,6 +26,11 @@ class LevelTable {
 
   Flaw build(const float* logits, const Sampling& sampling);
 
+  // As `build` and `draw` for each of up to kBlockRows rows: level[r] is a level, or -1 for one to be drawn,
+  // and frequency[r] that level's. Where there is a flaw, `row` is where.
+  Flaw draw_rows(const float* const* logits, int n, const Sampling& sampling, const uint32_t* u,
+                 int32_t* level, uint32_t* frequency, int* row);
+
   int draw(uint32_t u) const;  // u < 2^31
   uint32_t frequency(int level) const { return static_cast<uint32_t>(frequency_[level]); }
 
@@ -39,6 +44,8 @@ class LevelTable {
   std::vector<int32_t> order_;
   std::vector<int32_t> frequency_;  // the bits of uint32_t
   std::vector<int64_t> block_sums_;
+  std::vector<float> columns_;  // of draw_rows, where rows are lanes, as is table_
+  std::vector<int32_t> table_;
 };
 
 }  // namespace pixelfast

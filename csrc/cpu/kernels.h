@@ -77,6 +77,17 @@ struct Weights {
   bool nan;
 };
 
+struct LevelArgs {
+  const float* const* logits;  // [rows]
+  int levels;
+  float inverse_temperature;
+  const uint32_t* bits;  // [rows]
+  float* columns;        // [levels][lanes]
+  int32_t* table;        // likewise
+  int32_t* level;        // [rows], as frequency
+  uint32_t* frequency;
+};
+
 struct Kernels {
   const char* name;
   int lanes;
@@ -86,9 +97,8 @@ struct Kernels {
   // The two loops over levels of core/distributions.h.
   Weights (*weights)(const float* logits, int n, float inverse_temperature, int32_t* weight);
   int64_t (*frequencies)(const int32_t* weight, int n, double scale, int32_t* frequency, int64_t* block_sums);
-  // Of level 0 among two, and draw_bits, for n <= kBlockRows rows; each row has room for kBlockRows.
-  bool (*two_levels)(const float* zero, const float* one, int n, float inverse_temperature,
-                     int32_t* frequency);
+  // draw_levels for n <= kBlockRows rows, and draw_bits.
+  bool (*levels)(const LevelArgs&, int n);
   void (*draw)(uint64_t seed, const uint64_t* image, const uint64_t* counter, int n, uint32_t* bits);
   void (*unary)(Fn fn, const float* x, float* y, int64_t n);
   void (*binary)(Fn fn, const float* a, const float* b, float* y, int64_t n);

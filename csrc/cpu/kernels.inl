@@ -319,8 +319,22 @@ int64_t frequencies(const int32_t* weight, int n, double scale, int32_t* frequen
   return level_frequencies<Lanes>(weight, n, scale, frequency, block_sums);
 }
 
-bool two_levels(const float* zero, const float* one, int n, float inverse_temperature, int32_t* frequency) {
-  return two_level_frequencies<Lanes>(zero, one, n, inverse_temperature, frequency);
+bool levels(const LevelArgs& a, int n) {
+  for (int row = 0; row < n; row += Lanes::kLanes) {
+    const int rows = n - row < Lanes::kLanes ? n - row : Lanes::kLanes;
+    const float* logits[Lanes::kLanes];
+    uint32_t bits[Lanes::kLanes], frequency[Lanes::kLanes];
+    int32_t level[Lanes::kLanes];
+    for (int i = 0; i < Lanes::kLanes; ++i) {  // the last row fills what lanes are left
+      const int r = row + (i < rows ? i : rows - 1);
+      logits[i] = a.logits[r], bits[i] = a.bits[r], level[i] = a.level[r];
+    }
+    if (!draw_levels<Lanes>(logits, a.levels, a.inverse_temperature, bits, a.columns, a.table, level,
+                            frequency))
+      return false;
+    for (int i = 0; i < rows; ++i) a.level[row + i] = level[i], a.frequency[row + i] = frequency[i];
+  }
+  return true;
 }
 
 void draw(uint64_t seed, const uint64_t* image, const uint64_t* counter, int n, uint32_t* bits) {

@@ -24,13 +24,19 @@ struct IntLanes {
     const __m128i b = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
     return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1))));
   }
-  // Truncated products with a double.
+  // Truncated products with a double, or one for each lane.
   IntLanes scaled(double scale) const {
     const __m256d s = _mm256_set1_pd(scale);
+    return scaled(s, s);
+  }
+  IntLanes scaled(const double* scales) const {
+    return scaled(_mm256_loadu_pd(scales), _mm256_loadu_pd(scales + 4));
+  }
+  IntLanes scaled(__m256d low_scales, __m256d high_scales) const {
     const __m256d near = _mm256_cvtepi32_pd(_mm256_castsi256_si128(v));
     const __m256d far = _mm256_cvtepi32_pd(_mm256_extracti128_si256(v, 1));
-    return {_mm256_set_m128i(_mm256_cvttpd_epi32(_mm256_mul_pd(far, s)),
-                             _mm256_cvttpd_epi32(_mm256_mul_pd(near, s)))};
+    return {_mm256_set_m128i(_mm256_cvttpd_epi32(_mm256_mul_pd(far, high_scales)),
+                             _mm256_cvttpd_epi32(_mm256_mul_pd(near, low_scales)))};
   }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm256_add_epi32(a.v, b.v)}; }
@@ -66,6 +72,19 @@ struct Lanes {
   }
   static Lanes load(const float* p, int n, Lanes others) {
     return select(_mm256_castsi256_ps(lowest(n)), load(p, n), others);
+  }
+  // out[j]: element i + j of each row.
+  static void transpose(const float* const* rows, int i, Lanes* out) {
+    __m256 q[4];  // in each half, the elements of a row
+    for (int j = 0; j < 4; ++j) q[j] = _mm256_loadu2_m128(rows[4 + j] + i, rows[j] + i);
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(q[0], q[1]));
+    const __m256d b = _mm256_castps_pd(_mm256_unpacklo_ps(q[2], q[3]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpackhi_ps(q[0], q[1]));
+    const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(q[2], q[3]));
+    out[0].v = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+    out[1].v = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+    out[2].v = _mm256_castpd_ps(_mm256_unpacklo_pd(c, d));
+    out[3].v = _mm256_castpd_ps(_mm256_unpackhi_pd(c, d));
   }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {

@@ -20,13 +20,19 @@ struct IntLanes {
   static IntLanes truncate(struct Lanes x);
   IntLanes without(IntLanes mask) const { return {_mm512_andnot_si512(mask.v, v)}; }
   uint32_t sum() const { return static_cast<uint32_t>(_mm512_reduce_add_epi32(v)); }
-  // Truncated products with a double.
+  // Truncated products with a double, or one for each lane.
   IntLanes scaled(double scale) const {
     const __m512d s = _mm512_set1_pd(scale);
+    return scaled(s, s);
+  }
+  IntLanes scaled(const double* scales) const {
+    return scaled(_mm512_loadu_pd(scales), _mm512_loadu_pd(scales + 8));
+  }
+  IntLanes scaled(__m512d low_scales, __m512d high_scales) const {
     const __m512d near = _mm512_cvtepi32_pd(_mm512_castsi512_si256(v));
     const __m512d far = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1));
-    const __m512i low = _mm512_castsi256_si512(_mm512_cvttpd_epi32(_mm512_mul_pd(near, s)));
-    return {_mm512_inserti64x4(low, _mm512_cvttpd_epi32(_mm512_mul_pd(far, s)), 1)};
+    const __m512i low = _mm512_castsi256_si512(_mm512_cvttpd_epi32(_mm512_mul_pd(near, low_scales)));
+    return {_mm512_inserti64x4(low, _mm512_cvttpd_epi32(_mm512_mul_pd(far, high_scales)), 1)};
   }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -55,6 +61,24 @@ struct Lanes {
   static float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
   static Lanes load(const float* p, int n, Lanes others) {
     return {_mm512_mask_loadu_ps(others.v, lowest(n), p)};
+  }
+  // out[j]: element i + j of each row.
+  static void transpose(const float* const* rows, int i, Lanes* out) {
+    __m512 q[4];  // in each quarter, the elements of a row
+    for (int j = 0; j < 4; ++j) {
+      q[j] = _mm512_castps128_ps512(_mm_loadu_ps(rows[j] + i));
+      q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps(rows[4 + j] + i), 1);
+      q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps(rows[8 + j] + i), 2);
+      q[j] = _mm512_insertf32x4(q[j], _mm_loadu_ps(rows[12 + j] + i), 3);
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(q[0], q[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(q[2], q[3]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(q[0], q[1]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(q[2], q[3]));
+    out[0].v = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    out[1].v = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    out[2].v = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+    out[3].v = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
   }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {

@@ -20,8 +20,9 @@ struct IntLanes {
   static IntLanes truncate(struct Lanes x);
   IntLanes without(IntLanes mask) const { return {v & ~mask.v}; }
   uint32_t sum() const { return static_cast<uint32_t>(v); }
-  // Truncated products with a double.
+  // Truncated products with a double, or one for each lane.
   IntLanes scaled(double scale) const { return {static_cast<int32_t>(static_cast<double>(v) * scale)}; }
+  IntLanes scaled(const double* scales) const { return scaled(*scales); }
 };
 inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
 inline IntLanes operator+(IntLanes a, IntLanes b) {
@@ -52,6 +53,10 @@ struct Lanes {
   static int first(Mask m) { return m ? 0 : 1; }  // lane of the mask
   static float largest(Lanes a) { return a.v; }
   static Lanes load(const float* p, int n, Lanes others) { return {n > 0 ? *p : others.v}; }
+  // out[j]: element i + j of each row.
+  static void transpose(const float* const* rows, int i, Lanes* out) {
+    for (int j = 0; j < 4; ++j) out[j].v = rows[0][i + j];
+  }
   // The sum of sixteen partial sums, the far half added to the near one.
   static float sum(const Lanes* partial) {
     float s[16];

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "core/distributions.h"
-
 namespace pixelfast {
 
 Walker::Walker(const Engine& engine, const Request& request, Workspace& workspace, float* arena, Team& team,
@@ -343,57 +341,42 @@ void Walker::run_input(const OpRecord& op) {
 void Walker::run_head(const OpRecord& op) {
   const float** logits = work_.inputs.data();
   gather(op.buffer, op.channel, 1, 1, 0, 0, logits);
+  float pairs[kBlockRows][2];  // of a bernoulli head, whose level 0 has logit 0
+  if (op.op == Op::bernoulli) {
+    for (int r = 0; r < rows_; ++r) {
+      pairs[r][0] = 0.0f, pairs[r][1] = *logits[r];
+      logits[r] = pairs[r];
+    }
+  }
   int64_t pixels[kBlockRows];
   uint64_t images[kBlockRows], counters[kBlockRows];
+  int32_t level[kBlockRows];
+  bool given[kBlockRows];
   int row = 0;
   for (const Segment *s = segments_, *end = segments_ + n_segments_; s != end; ++s) {
     const int64_t position = static_cast<int64_t>(s->y) * program_.width + s->x;
     for (int i = 0; i < s->n; ++i, ++row) {
-      pixels[row] = pixel(*s, i, op.colour);
+      const int64_t p = pixels[row] = pixel(*s, i, op.colour);
       images[row] = request_.first_index + static_cast<uint64_t>(first_image_ + s->image + i);
       counters[row] = static_cast<uint64_t>(position * program_.colours + op.colour);
+      given[row] = request_.given != nullptr ? request_.given[p] != 0 : request_.all_given;
+      const int32_t found = request_.images[p];  // the caller's memory: anything may be there
+      level[row] = !given[row] ? -1 : found >= 0 && found < program_.levels ? found : 0;
     }
   }
-  uint32_t bits[kBlockRows];
+  uint32_t bits[kBlockRows], frequency[kBlockRows];
   engine_.kernels_.draw(request_.seed, images, counters, rows_, bits);
-
-  float pairs[2][kBlockRows] = {};  // logits of two levels: in most cases, rows are lanes
-  int32_t zero[kBlockRows];         // frequencies of level 0
-  const Sampling& sampling = request_.sampling;
-  bool lanes = false;
-  if (program_.levels == 2) {
-    const bool both = op.op != Op::bernoulli;  // its level 0 has logit 0
-    for (int r = 0; r < rows_; ++r) {
-      if (both) pairs[0][r] = logits[r][0];
-      pairs[1][r] = logits[r][both ? 1 : 0];
-    }
-    lanes = sampling.top_k == 0 && sampling.top_p >= 1.0 &&
-            engine_.kernels_.two_levels(pairs[0], pairs[1], rows_, sampling.inverse_temperature, zero);
+  const Flaw flaw = work_.table.draw_rows(logits, rows_, request_.sampling, bits, level, frequency, &row);
+  if (flaw != Flaw::none) {
+    const auto image = static_cast<int64_t>(images[row] - request_.first_index);
+    const int64_t y = pixels[row] / program_.width % program_.height, x = pixels[row] % program_.width;
+    failure_ = {flaw, image, static_cast<int32_t>(y), static_cast<int32_t>(x), op.colour};
+    return;
   }
   float probability[kBlockRows];
   for (int r = 0; r < rows_; ++r) {
-    if (!lanes) {
-      const float pair[] = {pairs[0][r], pairs[1][r]};
-      const Flaw flaw = work_.table.build(program_.levels == 2 ? pair : logits[r], sampling);
-      if (flaw != Flaw::none) {
-        const auto place = static_cast<int32_t>(pixels[r] % (program_.height * program_.width));
-        const auto image = static_cast<int64_t>(images[r] - request_.first_index);
-        failure_ = {flaw, image, place / program_.width, place % program_.width, op.colour};
-        return;
-      }
-    }
-    int32_t& level = request_.images[pixels[r]];
-    const bool given = request_.given != nullptr ? request_.given[pixels[r]] != 0 : request_.all_given;
-    const int32_t found = level;  // once: it is the caller's memory
-    int drawn = found >= 0 && found < program_.levels ? found : 0;
-    if (!given) {
-      drawn = lanes ? bits[r] >= static_cast<uint32_t>(zero[r]) : work_.table.draw(bits[r]);
-      level = drawn;
-    }
-    const int64_t frequency = !lanes       ? work_.table.frequency(drawn)
-                              : drawn == 0 ? zero[r]
-                                           : kFrequencyTotal - zero[r];
-    probability[r] = static_cast<float>(frequency) * 0x1p-31f;
+    if (!given[r]) request_.images[pixels[r]] = level[r];
+    probability[r] = static_cast<float>(frequency[r]) * 0x1p-31f;
   }
   engine_.kernels_.unary(Fn::log, probability, probability, rows_);
   for (int r = 0; r < rows_; ++r) request_.log_prob[pixels[r]] = probability[r];
