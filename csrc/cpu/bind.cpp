@@ -374,7 +374,8 @@ double bandwidth(int64_t nbytes, const std::string& isa, double seconds) {
   ProductArgs args{};
   args.inputs = inputs, args.tap_channels = &channels, args.n_taps = 1, args.rows = 1,
   args.vectors = kVectors;
-  args.weight_stride = width, args.bias = output.get(), args.outputs = outputs;
+  args.vector_stride = kernels.lanes, args.weight_stride = width, args.bias = output.get(),
+  args.outputs = outputs;
   args.columns = static_cast<int>(width);
   std::fill_n(weights.get(), panels * each, 0.5f);  // pages of their own
   using Clock = std::chrono::steady_clock;

@@ -48,8 +48,8 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   for (int r = 0; r < kRows; ++r) {
     float* y = p.outputs[row + r] + p.column;
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount - 1; ++v) _mm512_storeu_ps(y + 16 * v, acc[r][v]);
-    _mm512_mask_storeu_ps(y + 16 * (kCount - 1), last, acc[r][kCount - 1]);
+    for (int v = 0; v < kCount - 1; ++v) _mm512_storeu_ps(y + v * p.vector_stride, acc[r][v]);
+    _mm512_mask_storeu_ps(y + (kCount - 1) * p.vector_stride, last, acc[r][kCount - 1]);
   }
   return ahead;
 }

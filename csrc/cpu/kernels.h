@@ -8,8 +8,6 @@
 namespace pixelfast {
 
 constexpr int kBlockRows = 48;  // rows (an image at a position) that pass through an op together
-constexpr int kGroupRows = 8;   // rows that pass through an expression together
-constexpr int kChunk = 64;      // channels of them
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
 constexpr int kLine = 16;       // floats to a cache line
 constexpr int kFetching = 12;  // vectors of a tile that hide a fetch; a smaller one waits for its own weights
@@ -30,29 +28,28 @@ struct ProductArgs {
   float* const* outputs;  // [rows]
   int64_t column;         // of the outputs
   int columns;            // that the outputs have room for
+  int64_t vector_stride;  // floats from a vector of outputs to the next
 };
 
-// One instruction of an expression, made ready to run.
+// One instruction of an expression, made ready to run. Its value is a part of the product, or in a slot.
 struct Step {
   Fn fn;
-  int a, b;     // operands: indices of earlier steps
-  int leaf;     // its index in `leaves` where it reads, or stores to, a row of a buffer or of data
-  int part;     // its index among the parts of the product where it reads one, else -1
-  bool stored;  // its result is kept in a slot, or is the output; else its users read the row where it lies
-  int slot;     // -1: the output
+  int a, b;  // operands: indices of earlier steps, or -1 for `scalar`
+  int leaf;  // its index in `leaves` where it reads, or stores to, a row of a buffer or of data
+  int part;  // its index among the parts of the product where it is one, else -1
+  int slot;  // -1: it has none
   float scalar;
 };
 
+// Rows and the vectors of a task are computed as one array: parts, slots: [vectors][rows][lanes].
 struct ExpressionArgs {
   const Step* steps;
   int n_steps;
   int rows, channel, channels;  // the outputs `channel` to `channel + channels`
   const float* const* leaves;   // [n_leaves][kBlockRows]
-  const float* product;         // [kBlockRows][product_stride]
-  int64_t product_stride;
-  int64_t part_stride;    // floats from a part of the product to the next
-  float* const* outputs;  // [rows]
-  float* slots;           // [n_slots][kGroupRows][kChunk], initialised
+  const float* product;         // [parts][vectors][rows][lanes]
+  float* const* outputs;        // [rows]
+  float* slots;                 // [n_slots][kBlockRows * lanes]
 };
 
 // Attention of one position, for the heads from first_head up to end_head.

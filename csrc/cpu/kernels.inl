@@ -46,8 +46,8 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   for (int r = 0; r < kRows; ++r) {
     float* y = p.outputs[row + r] + p.column;
 #pragma GCC unroll 4
-    for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(y + v * Lanes::kLanes);
-    acc[r][kCount - 1].store(y + (kCount - 1) * Lanes::kLanes, rest);
+    for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(y + v * p.vector_stride);
+    acc[r][kCount - 1].store(y + (kCount - 1) * p.vector_stride, rest);
   }
   return ahead;
 }
@@ -110,65 +110,87 @@ inline void with_function(Fn fn, Use use) {
   }
 }
 
-// One step over a group of rows and a chunk of channels.
+// One step over `n` vectors: those from `first` on of the task, all rows of each.
 struct StepRunner {
   const ExpressionArgs& e;
   const Step& step;
-  int row, rows, channel, channels;
+  int first, vectors, all;  // `all` vectors of the task
 
-  float* slot(const Step& s, int r) const { return e.slots + (s.slot * kGroupRows + r) * kChunk; }
-  float* result(int r) const { return step.slot < 0 ? e.outputs[row + r] + channel : slot(step, r); }
-  const float* leaf(const Step& s, int r) const { return e.leaves[s.leaf * kBlockRows + row + r]; }
-  // Where a step that reads a row finds it.
-  const float* source(const Step& s, int r) const {
-    if (s.part < 0) return leaf(s, r) + channel;
-    return e.product + (row + r) * e.product_stride + s.part * e.part_stride + (channel - e.channel);
+  int64_t size() const { return static_cast<int64_t>(vectors) * e.rows * Lanes::kLanes; }
+  float* slot(const Step& s) const {
+    return e.slots + static_cast<int64_t>(s.slot) * kBlockRows * Lanes::kLanes;
   }
-  const float* operand(int index, int r) const {
+  const float* value(int index) const {
     const Step& s = e.steps[index];
-    return s.stored ? slot(s, r) : source(s, r);
+    if (s.part < 0) return slot(s);
+    return e.product + static_cast<int64_t>(s.part * all + first) * e.rows * Lanes::kLanes;
   }
-
+  // Calls use(row, channel, channels, where its lanes are) for each vector of each row.
+  template <class Use>
+  void each(Use use) const {
+    int64_t at = 0;
+    for (int v = first; v < first + vectors; ++v) {
+      const int rest = e.channels - v * Lanes::kLanes;
+      const int lanes = rest < Lanes::kLanes ? rest : Lanes::kLanes;
+      for (int r = 0; r < e.rows; ++r, at += Lanes::kLanes) use(r, e.channel + v * Lanes::kLanes, lanes, at);
+    }
+  }
   template <class F>
   void one(F f) const {
-    for (int r = 0; r < rows; ++r) map1(operand(step.a, r), result(r), channels, f);
+    const float* a = value(step.a);
+    float* y = slot(step);
+    for (int64_t k = 0; k < size(); k += Lanes::kLanes) f(Lanes::load(a + k)).store(y + k);
   }
   template <class F>
   void two(F f) const {
-    for (int r = 0; r < rows; ++r) map2(operand(step.a, r), operand(step.b, r), result(r), channels, f);
+    const float* a = step.a < 0 ? nullptr : value(step.a);
+    const float* b = step.b < 0 ? nullptr : value(step.b);
+    float* y = slot(step);
+    const int64_t n = size();
+    const Lanes x = Lanes::set(step.scalar);
+    if (b == nullptr) {
+      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(Lanes::load(a + k), x).store(y + k);
+    } else if (a == nullptr) {
+      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(x, Lanes::load(b + k)).store(y + k);
+    } else {
+      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(Lanes::load(a + k), Lanes::load(b + k)).store(y + k);
+    }
   }
-  void fill(int r, float value) const {
-    const Lanes x = Lanes::set(value);
-    map1(result(r), result(r), channels, [x](Lanes) { return x; });
+  void save(const float* values, float* const* rows) const {
+    each([&](int r, int channel, int lanes, int64_t at) {
+      Lanes::load(values + at).store(rows[r] + channel, lanes);
+    });
   }
   void run() const {
-    if (step.fn == Fn::store) {  // a row of the arena, which its users read
-      for (int r = 0; r < rows; ++r) {
-        map1(operand(step.a, r), const_cast<float*>(leaf(step, r)) + channel, channels,
-             [](Lanes a) { return a; });
-      }
-    }
-    if (!step.stored) return;
-    if (step.fn == Fn::scalar) {
-      for (int r = 0; r < rows; ++r) fill(r, step.scalar);
-    } else if (step.fn == Fn::splat) {
-      for (int r = 0; r < rows; ++r) fill(r, *leaf(step, r));
-    } else if (step.leaf < 0 && step.part < 0) {
-      with_function(step.fn, *this);
-    } else {  // the expression is a copy
-      for (int r = 0; r < rows; ++r) map1(source(step, r), result(r), channels, [](Lanes a) { return a; });
+    const float* const* rows = e.leaves + step.leaf * kBlockRows;
+    switch (step.fn) {
+      case Fn::product:
+        return;
+      case Fn::load:
+      case Fn::vector:
+        return each([&](int r, int channel, int lanes, int64_t at) {
+          Lanes::load(rows[r] + channel, lanes).store(slot(step) + at);
+        });
+      case Fn::splat:
+        return each([&](int r, int, int, int64_t at) { Lanes::set(*rows[r]).store(slot(step) + at); });
+      case Fn::scalar:
+        if (step.slot < 0) return;
+        return each([&](int, int, int, int64_t at) { Lanes::set(step.scalar).store(slot(step) + at); });
+      case Fn::store:  // in the arena, where its users read it
+        return save(value(step.a), const_cast<float* const*>(rows));
+      default:
+        return with_function(step.fn, *this);
     }
   }
 };
 
 void expression(const ExpressionArgs& e) {
-  const int end = e.channel + e.channels;
-  for (int row = 0; row < e.rows; row += kGroupRows) {
-    const int rows = e.rows - row < kGroupRows ? e.rows - row : kGroupRows;
-    for (int channel = e.channel; channel < end; channel += kChunk) {
-      const int channels = end - channel < kChunk ? end - channel : kChunk;
-      for (int i = 0; i < e.n_steps; ++i) StepRunner{e, e.steps[i], row, rows, channel, channels}.run();
-    }
+  const int all = (e.channels + Lanes::kLanes - 1) / Lanes::kLanes, most = kBlockRows / e.rows;
+  for (int first = 0; first < all; first += most) {
+    const int vectors = all - first < most ? all - first : most;
+    for (int i = 0; i < e.n_steps; ++i) StepRunner{e, e.steps[i], first, vectors, all}.run();
+    const StepRunner last{e, e.steps[e.n_steps - 1], first, vectors, all};
+    last.save(last.value(e.n_steps - 1), e.outputs);
   }
 }
 

@@ -34,44 +34,57 @@ float pair_of(float first, float second) {
   return pair;
 }
 
+bool is_binary(const Instruction& i) { return i.fn > Fn::scalar && i.fn <= Fn::max; }
+
 // Assigns slots to results: one is free again after its last use.
 void pack_expression(const OpRecord& op, PackedOp& packed) {
-  const int n = static_cast<int>(op.instructions.size());
-  std::vector<int> last_use(n, -1);
+  const std::vector<Instruction>& code = op.instructions;
+  const int n = static_cast<int>(code.size());
+  std::vector<int> value(n);           // the instruction whose value it has: a store has that of its operand
+  std::vector<int> last_use(n, -1);    // of that value
+  std::vector<bool> as_row(n, false);  // a scalar that is needed as a row, not only as an operand beside one
+  const auto is_scalar = [&](int i) { return code[i].fn == Fn::scalar; };
   for (int i = 0; i < n; ++i) {
-    const Instruction& instruction = op.instructions[i];
-    if (instruction.fn > Fn::scalar) last_use[instruction.a] = i;
-    if (instruction.fn > Fn::scalar && instruction.fn <= Fn::max) last_use[instruction.b] = i;
+    value[i] = code[i].fn == Fn::store ? value[code[i].a] : i;
+    if (code[i].fn <= Fn::scalar) continue;
+    const int a = value[code[i].a], b = is_binary(code[i]) ? value[code[i].b] : a;
+    last_use[a] = last_use[b] = i;
+    if (is_scalar(a) && is_scalar(b)) as_row[a] = true;
   }
+  if (n > 0) last_use[n - 1] = n, as_row[n - 1] = true;  // the output
   std::vector<int> free_slots;
+  const auto release = [&](int operand, int i) {
+    const int slot = packed.steps[operand].slot;
+    if (slot >= 0 && last_use[operand] == i) free_slots.push_back(slot), last_use[operand] = -1;
+  };
   for (int i = 0; i < n; ++i) {
-    const Instruction& instruction = op.instructions[i];
-    Step step{instruction.fn, instruction.a, instruction.b, -1, -1, true, -1, 0.0f};
+    const Instruction& instruction = code[i];
+    Step step{instruction.fn, -1, -1, -1, -1, -1, 0.0f};
+    bool stored = true;
     if (instruction.fn == Fn::product) {
       const auto found = std::find(packed.parts.begin(), packed.parts.end(), instruction.a);
       step.part = static_cast<int>(found - packed.parts.begin());
-      step.stored = i + 1 == n;
-    } else if (instruction.fn < Fn::scalar) {
+      stored = false;
+    } else if (instruction.fn < Fn::scalar || instruction.fn == Fn::store) {
       step.leaf = static_cast<int>(packed.leaves.size());
-      step.stored = instruction.fn == Fn::splat || i + 1 == n;
       packed.leaves.push_back(instruction);
+      stored = instruction.fn != Fn::store;
     } else if (instruction.fn == Fn::scalar) {
       std::memcpy(&step.scalar, &instruction.a, sizeof step.scalar);
-    } else {
-      const bool two = instruction.fn <= Fn::max;
-      const auto release = [&](int operand) {
-        const int slot = packed.steps[operand].slot;
-        if (slot >= 0 && last_use[operand] == i) free_slots.push_back(slot), last_use[operand] = -1;
+      stored = as_row[i];
+    }
+    if (instruction.fn > Fn::scalar) {
+      const auto operand = [&](int j) {
+        if (!is_scalar(j) || as_row[j]) return j;
+        step.scalar = packed.steps[j].scalar;
+        return -1;
       };
-      release(instruction.a);
-      if (two) release(instruction.b);
+      step.a = operand(value[instruction.a]);
+      if (is_binary(instruction)) step.b = operand(value[instruction.b]);
+      if (step.a >= 0) release(step.a, i);
+      if (step.b >= 0) release(step.b, i);
     }
-    if (instruction.fn == Fn::store) {
-      step.leaf = static_cast<int>(packed.leaves.size());
-      step.stored = false;
-      packed.leaves.push_back(instruction);
-    }
-    if (step.stored && i + 1 < n) {
+    if (stored) {
       if (free_slots.empty()) free_slots.push_back(packed.n_slots++);
       step.slot = free_slots.back();
       free_slots.pop_back();

@@ -81,11 +81,11 @@ std::unique_ptr<Workspace> Engine::borrow() const {
   w->product = AlignedFloats(most_products_ * kBlockRows);
   w->rounded = AlignedFloats(most_rounded_ * kBlockRows);
   w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
-  w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kGroupRows * kChunk);
+  w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kBlockRows * kernels_.lanes);
   w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
   w->leaves.resize(most_leaves_ * kBlockRows);
   w->outputs.resize(kBlockRows);
-  for (int r = 0; r < kBlockRows; ++r) w->product_rows.push_back(w->product.get() + r * most_products_);
+  for (int r = 0; r < kBlockRows; ++r) w->product_rows.push_back(w->product.get() + r * kernels_.lanes);
   return w;
 }
 

@@ -227,7 +227,6 @@ void Walker::run_tasks(const OpRecord& op, const PackedOp& packed, int first, in
   args.rows = rows_;
   args.leaves = work_.leaves.data();
   args.product = work_.product.get();
-  args.product_stride = engine_.most_products_;
   args.outputs = work_.outputs.data();
   args.slots = work_.slots.get();
   for (const Task& task : packed.tasks) {
@@ -235,7 +234,6 @@ void Walker::run_tasks(const OpRecord& op, const PackedOp& packed, int first, in
     if (from < to) {
       args.channel = task.channel + from * lanes;
       args.channels = std::min(task.channel + to * lanes, task.channel + task.channels) - args.channel;
-      args.part_stride = static_cast<int64_t>(to - from) * lanes;
       if (task.n_panels > 0) {
         const uint64_t start = now();
         run_product(op, packed, task, from, to);
@@ -261,6 +259,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   args.rows = rows_;
   const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
   args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
+  args.vector_stride = static_cast<int64_t>(packed.steps.empty() ? 1 : rows_) * lanes;
   for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
     const Panel& panel = packed.panels[p];
     args.weight_stride = static_cast<int64_t>(panel.parts) * task.vectors * lanes;
@@ -270,7 +269,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
       const int64_t at = (static_cast<int64_t>(part) * task.vectors + from) * lanes;
       args.weights = engine_.packed_.get() + panel.weights + at;
       args.bias = engine_.packed_.get() + panel.bias + at;
-      args.column = static_cast<int64_t>(panel.first_part + part) * (to - from) * lanes;
+      args.column = static_cast<int64_t>(panel.first_part + part) * (to - from) * args.vector_stride;
       if (packed.steps.empty()) {
         args.column = task.channel + from * lanes;
         args.columns = std::min(args.columns, task.channels - from * lanes);

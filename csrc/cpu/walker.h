@@ -29,7 +29,7 @@ struct Workspace {
   }
 
   AlignedFloats arena;    // for a team whose first thread this is: one image after another
-  AlignedFloats product;  // [kBlockRows][most_products_]
+  AlignedFloats product;  // [vectors][rows][lanes]
   AlignedFloats rounded;  // inputs of a product as pairs of bf16
   AlignedFloats slots;
   AlignedFloats scores;                      // of attention: [positions]
