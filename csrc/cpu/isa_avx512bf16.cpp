@@ -69,6 +69,6 @@ void round_pairs(const float* x, int n, float* pairs) {
 
 }  // namespace
 
-const Bf16Kernels kAvx512Bf16Kernels = {product, round_pairs};
+const Bf16Kernels kAvx512Bf16Kernels = {product_by_rows, round_pairs};
 
 }  // namespace pixelfast

@@ -9,6 +9,7 @@ namespace pixelfast {
 
 constexpr int kBlockRows = 48;  // rows (an image at a position) that pass through an op together
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
+constexpr int kNarrowRows = 4;  // rows that may be lanes, where outputs are so few that most lanes were idle
 constexpr int kLine = 16;       // floats to a cache line
 constexpr int kFetching = 12;  // vectors of a tile that hide a fetch; a smaller one waits for its own weights
 

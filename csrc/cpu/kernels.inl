@@ -54,6 +54,78 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
 
 #include "cpu/product_rows.inl"
 
+// At most `kCount` outputs of `kGroups` times as many rows as there are lanes, which the rows are: the same
+// chains.
+template <int kGroups, int kCount>
+void product_columns(const ProductArgs& p, int row) {
+  constexpr int kRows = kGroups * Lanes::kLanes;
+  const int rows = p.rows - row < kRows ? p.rows - row : kRows;
+  Lanes acc[kGroups][kCount];
+#pragma GCC unroll 3
+  for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 4
+    for (int o = 0; o < kCount; ++o) acc[g][o] = Lanes::set(p.bias[o]);
+  }
+  const float* w = p.weights;
+  for (int t = 0; t < p.n_taps; ++t) {
+    const float* const* in = p.inputs + t * kBlockRows + row;
+    const float* filled[kRows];
+    if (rows < kRows) {  // the last row fills what lanes are left
+      for (int r = 0; r < kRows; ++r) filled[r] = in[r < rows ? r : rows - 1];
+      in = filled;
+    }
+    int i = 0;
+    for (; i + 4 <= p.tap_channels[t]; i += 4, w += 4 * p.weight_stride) {
+#pragma GCC unroll 3
+      for (int g = 0; g < kGroups; ++g) {
+        Lanes x[4];
+        __asm__ volatile("" : : : "memory");  // the pointers stay where they are: too many for registers
+        Lanes::transpose(in + g * Lanes::kLanes, i, x);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+#pragma GCC unroll 4
+          for (int o = 0; o < kCount; ++o)
+            acc[g][o] = Lanes::fma(x[j], Lanes::set(w[j * p.weight_stride + o]), acc[g][o]);
+        }
+      }
+    }
+    for (; i < p.tap_channels[t]; ++i, w += p.weight_stride) {
+#pragma GCC unroll 3
+      for (int g = 0; g < kGroups; ++g) {
+        float column[Lanes::kLanes];
+        for (int r = 0; r < Lanes::kLanes; ++r) column[r] = in[g * Lanes::kLanes + r][i];
+        const Lanes x = Lanes::load(column);
+#pragma GCC unroll 4
+        for (int o = 0; o < kCount; ++o) acc[g][o] = Lanes::fma(x, Lanes::set(w[o]), acc[g][o]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int o = 0; o < kCount; ++o) {
+    if (o == p.columns) return;
+    float column[kRows];
+#pragma GCC unroll 3
+    for (int g = 0; g < kGroups; ++g) acc[g][o].store(column + g * Lanes::kLanes);
+    for (int r = 0; r < rows; ++r) p.outputs[row + r][p.column + o] = column[r];
+  }
+}
+
+template <int kCount>
+void product_by_columns(const ProductArgs& p) {
+  constexpr int kMost = kAccumulators / 8;  // groups
+  int row = 0;
+  for (; p.rows - row > Lanes::kLanes; row += kMost * Lanes::kLanes) product_columns<kMost, kCount>(p, row);
+  if (row < p.rows) product_columns<1, kCount>(p, row);
+}
+
+void product(const ProductArgs& p) {
+  const bool narrow = p.vectors == 1 && 4 * p.columns <= Lanes::kLanes && p.rows >= kNarrowRows;
+  if (!narrow) return product_by_rows(p);
+  if (p.columns == 1) return product_by_columns<1>(p);
+  if (p.columns == 2) return product_by_columns<2>(p);
+  product_by_columns<4>(p);
+}
+
 // ---- expressions -----------------------------------------------------------------------------------------
 
 template <class F>

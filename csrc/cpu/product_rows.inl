@@ -36,7 +36,7 @@ void product_rows(const ProductArgs& p) {
   }
 }
 
-void product(const ProductArgs& p) {
+void product_by_rows(const ProductArgs& p) {
   switch (p.vectors) {
     case 1:
       return product_rows<1>(p);

@@ -264,7 +264,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
     const Panel& panel = packed.panels[p];
     args.weight_stride = static_cast<int64_t>(panel.parts) * task.vectors * lanes;
     args.vectors = whole ? panel.parts * task.vectors : to - from;
-    args.columns = args.vectors * lanes;
+    args.columns = args.vectors > 1 ? args.vectors * lanes : std::min(lanes, task.channels - from * lanes);
     for (int part = 0; part < (whole ? 1 : panel.parts); ++part) {
       const int64_t at = (static_cast<int64_t>(part) * task.vectors + from) * lanes;
       args.weights = engine_.packed_.get() + panel.weights + at;
