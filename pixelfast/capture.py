@@ -20,7 +20,7 @@ import random
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,20 @@ class Conditioner:
         return env
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The graph's output for some images: its range, and whether it sums to 1 over axis 1, as probabilities do."""
+
+    least: float
+    most: float
+    sums_to_one: bool
+
+    @classmethod
+    def of(cls, output: Tensor) -> Seen:
+        one = output.ndim > 1 and bool(((output.sum(1) - 1).abs() < 1e-3).all())
+        return cls(output.min().item(), output.max().item(), one)
+
+
 @dataclass(frozen=True, eq=False)
 class Captured:
     """`image_nodes` in order; every argument of theirs is an image node, a condition, or folded."""
@@ -94,6 +108,7 @@ class Captured:
     conditioner: Conditioner
     output: fx.Node
     module_name: str
+    seen: Seen | None = None
 
     def __str__(self) -> str:
         return "\n".join(f"{where(n):40} {n.name:32} {n.target}" for n in self.image_nodes)
@@ -227,7 +242,7 @@ def _capture(module: nn.Module, inputs: _Inputs, fresh: _Inputs) -> Captured:
         captured = _sort(known[0], settled, inputs)
         got = run(captured, fresh.images, fresh.conditions)
         if torch.allclose(again, got, rtol=1e-5, atol=1e-5, equal_nan=True):
-            return captured
+            return replace(captured, seen=Seen.of(got))
     _check(
         output[:1],
         again[:1],
@@ -240,7 +255,7 @@ def _capture(module: nn.Module, inputs: _Inputs, fresh: _Inputs) -> Captured:
     captured.verify()
     if printed:
         _EXPORTS.put(key, (exported, kept))
-    return captured
+    return replace(captured, seen=Seen.of(got))
 
 
 def _first_run(frozen: nn.Module, inputs: _Inputs) -> Any:

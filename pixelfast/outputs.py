@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .capture import Captured, run
+from .capture import Captured
 from .heads import Bernoulli, Categorical, Custom, Head, LogisticMixture
 
 aten = torch.ops.aten
@@ -131,26 +131,19 @@ def settle(captured: Captured, head: Head) -> Head:
         head = head.weights()
     if not isinstance(head, Categorical | Bernoulli):
         return head
-    sure = head.probabilities
+    sure, seen = head.probabilities, captured.seen
+    assert seen is not None
     if sure is None and isinstance(head, Bernoulli):
         sure = _bounded(captured)
     elif sure is not False:
-        params = _example(captured)
-        if sure and params.min() < 0:
+        if sure and seen.least < 0:
             raise ValueError(
-                f"[compile] {captured.module_name} yields probabilities below 0 (the least is {params.min():g}); "
+                f"[compile] {captured.module_name} yields probabilities below 0 (the least is {seen.least:g}); "
                 "pass probabilities=False if they are logits"
             )
         if sure is None:
-            sure = bool(params.min() >= 0 and ((params.sum(1) - 1).abs() < 1e-3).all())
+            sure = seen.least >= 0 and seen.sums_to_one
     return replace(head, probabilities=sure, layout=None)
-
-
-def _example(captured: Captured) -> Tensor:
-    conditioner = captured.conditioner
-    size = captured.image.meta["val"].shape
-    images = torch.randint(0, captured.levels, tuple(size), generator=torch.Generator().manual_seed(2))
-    return run(captured, images, dict(zip(conditioner.names, conditioner.examples, strict=True)))
 
 
 def _bounded(captured: Captured) -> bool:
@@ -163,8 +156,8 @@ def _bounded(captured: Captured) -> bool:
         node = onwards[0]
     if node.target is not aten.sigmoid.default:
         return False
-    params = _example(captured)
-    return bool(params.min() >= 0 and params.max() <= 1)
+    assert captured.seen is not None
+    return captured.seen.least >= 0 and captured.seen.most <= 1
 
 
 def identities(captured: Captured, head: Head) -> tuple[frozenset[fx.Node], Head]:
