@@ -34,17 +34,17 @@ def _lazy_steps(ready: np.ndarray, due: np.ndarray) -> np.ndarray:
     steps = np.full(ready.shape, NEVER, np.int32)
     if not wanted.any():
         return steps
-    r, d = ready[wanted], due[wanted]
-    dues, group = np.unique(d, return_inverse=True)
-    latest = np.zeros(len(dues), np.int64)
-    np.maximum.at(latest, group, r)
-    stabs, last = [], -1
-    for when, ripe in zip(dues.tolist(), latest.tolist(), strict=True):
+    r, d = ready[wanted], due[wanted].astype(np.int32, copy=False)
+    latest = np.full(int(d.max()) + 1, -1, np.int32)  # of the elements due at a step, when the last is ready
+    np.maximum.at(latest, d, r.astype(np.int32, copy=False))
+    dues = np.flatnonzero(latest >= 0)
+    points, last = [], -1
+    for when, ripe in zip(dues.tolist(), latest[dues].tolist(), strict=True):
         if ripe > last:
             last = when
-            stabs.append(when)
-    points = np.array(stabs, np.int32)
-    steps[wanted] = points[np.searchsorted(points, r)]
+            points.append(when)
+    following = np.array(points, np.int32)[np.searchsorted(points, np.arange(last + 1))]
+    steps[wanted] = following[r]
     return steps
 
 
