@@ -3,14 +3,16 @@
     split   channels of one map whose dependence on other maps differs become maps of their own (the colours of a
             pixel, masked channel groups), so that all channels at a position become ready together
     prune   drops channels that no head depends on
-    fuse    moves elementwise expressions into each other and into the products that feed them
+    inline  moves elementwise expressions into each other, and tanh(a) * sigmoid(b) into one function
+    fuse    moves expressions into the products that feed them
 
-`split` and `prune` may renumber channels, and with them the order of sums, which is over ascending channels: the bits
-of a result are defined from there on. `fuse` changes none, nor do order and schedule.
+`split` and `prune` may renumber channels, and with them the order of sums, over ascending channels, and `inline` may
+round differently: the bits of a result are defined from there on. `fuse` changes none, nor do order and schedule.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -260,19 +262,50 @@ def _keep(plan: Plan, ops: Sequence[Op]) -> Plan:
     return Plan(plan.shape, plan.levels, tuple(maps), tuple(rewrite(op) for op in ops))
 
 
-# --- fuse -----------------------------------------------------------------------------------------------------
+# --- inline and fuse ------------------------------------------------------------------------------------------
 
 
-def fuse(plan: Plan, lateness: Sequence[float]) -> Plan:
-    """Evaluate expressions where their operands are made.
-
-    An expression that alone reads another expression takes it in; a product that is read by one expression only takes
-    that expression as its epilogue. Where an expression reads several such products, the one that is ready last takes
-    it (`lateness` by map, larger is later): the others can then run earlier, in larger batches.
-    """
+def inline(plan: Plan) -> Plan:
+    """Evaluate an expression that is read by one expression only there, and gates in one go."""
     fusion = _Fusion(plan)
     for i in sorted(fusion.ops):
         fusion.inline(i)
+    for i, op in fusion.ops.items():
+        if isinstance(op, MapOp | ConvOp):
+            fusion.ops[i] = replace(op, code=_with_gates(op.code))
+    return _keep(plan, [fusion.ops[i] for i in sorted(fusion.ops)])
+
+
+def _with_gates(code: Code) -> Code:
+    """tanh(a) * sigmoid(b), used for nothing else, as one function."""
+    uses = Counter(a for ins in code for a in ins.args)
+    gates: dict[int, tuple[int, int]] = {}
+    for i, ins in enumerate(code):
+        if ins.fn != "mul" or any(uses[a] > 1 for a in ins.args):
+            continue
+        parts = {code[a].fn: a for a in ins.args}
+        if parts.keys() == {"tanh", "sigmoid"}:
+            gates[i] = parts["tanh"], parts["sigmoid"]
+    gone = {a for parts in gates.values() for a in parts}
+    result: list[Instruction] = []
+    place: dict[int, int] = {}
+    for i, ins in enumerate(code):
+        if i in gone:
+            continue
+        args = [code[a].args[0] for a in gates[i]] if i in gates else ins.args
+        chosen = Instruction("gate") if i in gates else ins
+        place[i] = len(result)
+        result.append(_moved(chosen, [place[a] for a in args]))
+    return tuple(result)
+
+
+def fuse(plan: Plan, lateness: Sequence[float]) -> Plan:
+    """Make expressions the epilogues of the products that they alone read.
+
+    Where an expression reads several such products, the one that is ready last takes it (`lateness` by map, larger is
+    later): the others can then run earlier, in larger batches.
+    """
+    fusion = _Fusion(plan)
     for i in sorted(fusion.ops):
         fusion.attach(i, lateness)
     return _keep(plan, [fusion.ops[i] for i in sorted(fusion.ops)])

@@ -101,7 +101,7 @@ def make_plan(prepared: Prepared) -> Planned:
     )
     head = settle(captured, prepared.head)
     lowered = lower(captured, head)
-    found = passes.prune(passes.split(lowered.plan))
+    found = passes.inline(passes.prune(passes.split(lowered.plan)))
     found.verify()
     return Planned(captured, head, lowered.conditions, found)
 

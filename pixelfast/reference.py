@@ -31,6 +31,7 @@ _BINARY: dict[str, Callable[..., np.ndarray]] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": np.divide,
+    "gate": numerics.gate,
     "min": numerics.minimum,
     "max": numerics.maximum,
 }

@@ -174,7 +174,7 @@ class BruteForce:
                 p, q = registers[a], registers[b if FUNCTIONS[name][1] == 2 else 0]
                 r = {
                     "add": lambda p, q: p + q, "sub": lambda p, q: p - q, "mul": lambda p, q: p * q,
-                    "div": lambda p, q: p / q, "min": numerics.minimum, "max": numerics.maximum,
+                    "div": lambda p, q: p / q, "gate": numerics.gate, "min": numerics.minimum, "max": numerics.maximum,
                     "neg": lambda p, _: -p, "abs": lambda p, _: np.abs(p), "sqrt": lambda p, _: np.sqrt(p),
                     **{f: lambda p, _, f=f: getattr(numerics, f)(p)
                        for f in ("exp", "log", "tanh", "sigmoid", "relu", "elu")},
@@ -312,7 +312,7 @@ def everything(seed=0):
     ops.append(t.conv(h, [(x, 0, 20, 0, 0)], channel=17, channels=36))
     vector = t.add_data(t.rng.normal(size=17))
     code = [
-        ("product", 0), ("product", 17), ("tanh", 0), ("sigmoid", 1), ("mul", 2, 3), ("load", label, 0, 0, 0),
+        ("product", 0), ("product", 17), ("tanh", 0), ("gate", 2, 1), ("sigmoid", 3), ("load", label, 0, 0, 0),
         ("add", 4, 5), ("vector", vector), ("max", 6, 7), ("splat", place, 1, -1, 1), ("min", 8, 9),
         ("abs", 10), ("scalar", 0.75), ("add", 11, 12), ("log", 13), ("elu", 14), ("load", constant, 0, 0, 0),
         ("sub", 15, 16), ("exp", 17), ("sqrt", 18), ("neg", 19), ("div", 20, 13), ("load", x, 1, -1, 0),

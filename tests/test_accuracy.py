@@ -100,6 +100,43 @@ def test_error_in_ulps(name, record_property):
     assert error[worst] <= function.bound
 
 
+def pairs() -> tuple[np.ndarray, np.ndarray]:
+    """Every point with another, and with numbers of all sizes where neither function is flat."""
+    rng = np.random.default_rng(1)
+    some = [
+        (rng.choice([-1, 1], 300_000) * 2 ** rng.uniform(-30, 5, 300_000)).astype(np.float32)
+        for _ in range(2)
+    ]
+    return np.concatenate([points(), points(), some[0]]), np.concatenate(
+        [rng.permutation(points()), np.resize(some[1], len(points())), some[1]]
+    )
+
+
+@in_extended_precision
+def test_error_of_gates_in_ulps(record_property):
+    a, b = pairs()
+    y = numerics.gate(a, b)
+    with np.errstate(all="ignore"):
+        want = np.tanh(a.astype(np.longdouble)) * exact_sigmoid(b.astype(np.longdouble))
+        rounded = want.astype(np.float32)
+        error = np.abs(y.astype(np.longdouble) - want) / np.spacing(np.abs(rounded))
+    assert (np.isnan(y) == np.isnan(want)).all()
+    assert (np.signbit(y) == np.signbit(a))[~np.isnan(y)].all()
+    worst = np.nanargmax(error)
+    record_property("ulp", float(error[worst]))
+    print(f"gate: {error[worst]:.3f} ulp at {a[worst]!r}, {b[worst]!r}")
+    assert error[worst] <= 4
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gates_have_the_same_bits(isa):
+    a, b = pairs()
+    got, want = _cpu.math("gate", [a, b], isa), numerics.gate(a, b)
+    nan = np.isnan(want)
+    assert (np.isnan(got) == nan).all()
+    assert (got.view(np.int32) == want.view(np.int32))[~nan].all()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", [*FUNCTIONS, "relu"])
 def test_functions_have_the_same_bits(isa, name):

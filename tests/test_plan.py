@@ -260,11 +260,32 @@ def test_the_latest_product_takes_the_expression():
     """In a gated layer the link from the vertical stack is done a row ahead, the horizontal stack is not."""
     schedule = case_of(SPECS[6]).sampler("raster", "reference").schedule
     (horizontal,) = ops_of(schedule.plan, "layers.1.horizontal")
-    assert [ins.fn for ins in horizontal.code if ins.fn not in ("load", "product")] == [
-        "add", "tanh", "add", "sigmoid", "mul",
-    ]  # fmt: skip
+    assert [ins.fn for ins in horizontal.code if ins.fn not in ("load", "product")] == ["add", "add", "gate"]
     (link,) = ops_of(schedule.plan, "layers.1.link")
     assert not link.code
+
+
+def test_gates_are_one_function():
+    """Where tanh or sigmoid is used for something else, too, or two of a kind meet, they stay."""
+
+    def gated(*code):
+        return [(ins.fn, ins.args) for ins in passes._with_gates(tuple(P.Instruction(*ins) for ins in code))]
+
+    one = [
+        ("load", ()),
+        ("load", ()),
+        ("sigmoid", (0,)),
+        ("neg", (1,)),
+        ("tanh", (3,)),
+        ("mul", (2, 4)),
+        ("abs", (5,)),
+    ]
+    assert gated(*one) == [("load", ()), ("load", ()), ("neg", (1,)), ("gate", (2, 0)), ("abs", (3,))]
+    assert gated(*one[:-1], ("add", (5, 4))) == [*one[:-1], ("add", (5, 4))]
+    same = [("load", ()), ("tanh", (0,)), ("tanh", (0,)), ("mul", (1, 2))]
+    assert gated(*same) == same
+    square = [("load", ()), ("tanh", (0,)), ("mul", (1, 1))]
+    assert gated(*square) == square
 
 
 # --- verify -----------------------------------------------------------------------------------------------

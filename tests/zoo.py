@@ -130,7 +130,7 @@ def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:
     examples = {name: torch.zeros(2, dtype=torch.int64) for name in classes}
     captured = capture(module, shape=shape, levels=module.head.levels, conditions=examples)
     lowered = lower(captured, module.head)
-    plan = passes.prune(passes.split(lowered.plan))
+    plan = passes.inline(passes.prune(passes.split(lowered.plan)))
     return pf.Sampler(
         plan,
         schedule_in(plan, R.known(shape)),

@@ -1,5 +1,5 @@
-// exp, log, tanh and sigmoid from IEEE add, multiply, divide, fused multiply-add and bit operations alone, so
-// that every lane type gives the same bits. pixelfast/numerics.py has the same lines in numpy. The
+// exp, log, tanh, sigmoid and more from IEEE add, multiply, divide, fused multiply-add and bit operations
+// alone, so that every lane type gives the same bits. pixelfast/numerics.py has the same lines in numpy. The
 // polynomials are those of Cephes (Moshier 1989).
 //
 // V is a lane type: V::set, V::fma(a, b, c), V::sqrt, V::select(mask, a, b), V::lt, V::eq, V::bits,
@@ -112,6 +112,17 @@ inline V vsigmoid(V x) {
   const V gained = (sum - one) - t;  // by rounding: exactly, since t <= 1
   const V y = V::select(V::lt(x, V::set(0.0f)), t, one) / sum;
   return V::fma(y, gained, y);
+}
+
+// tanh(a) * sigmoid(b) with one division: for a > 0, e = e^2a - 1 and t = e^-b,
+// e / ((e + 2) * (1 + t)).
+template <class V>
+inline V vgate(V a, V b) {
+  const V e = vexpm1(V::min(V::set(40.0f), vabs(a) + vabs(a)));
+  const V t = vexp(vneg(vabs(b)));
+  const V sum = e + V::set(2.0f);
+  const V magnitude = e * V::select(V::lt(b, V::set(0.0f)), t, V::set(1.0f)) / V::fma(sum, t, sum);
+  return V::floats(V::bits(magnitude) | (V::bits(a) & V::Int::set(INT32_MIN)));
 }
 
 template <class V>

@@ -55,7 +55,7 @@
 namespace pixelfast {
 
 constexpr int32_t kMagic = 0x31465850;  // "PXF1"
-constexpr int32_t kVersion = 2;
+constexpr int32_t kVersion = 3;
 constexpr int32_t kStepMark = -1;
 constexpr int kBufferWords = 9;
 constexpr int kTapWords = 5;

@@ -155,6 +155,8 @@ inline void with_function(Fn fn, Use use) {
       return use.two([](Lanes a, Lanes b) { return a * b; });
     case Fn::div:
       return use.two([](Lanes a, Lanes b) { return a / b; });
+    case Fn::gate:
+      return use.two([](Lanes a, Lanes b) { return vgate(a, b); });
     case Fn::min:
       return use.two([](Lanes a, Lanes b) { return Lanes::min(a, b); });
     case Fn::max:
