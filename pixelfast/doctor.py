@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import __version__, _cpu, models
+from . import __version__, _cpu, models, runtime
+from .runtime import no_cuda
 from .sampler import compile as compile_model
 
 _VARIABLES = ("PIXELFAST_ISA", "PIXELFAST_THREADS")
@@ -31,6 +32,7 @@ def run() -> None:
         "threads": f"{_cpu.default_threads()} by default",
         "isa": f"{_cpu.default_isa()}, of {', '.join(isas)}",
         "bf16": "yes" if _cpu.has_bf16() else "no: it needs AVX-512 with BF16",
+        "cuda": no_cuda() or ", ".join(device["name"] for device in runtime._cuda.devices()),
         "peak": f"{_cpu.peak(_cpu.default_isa(), 1, 0.1) / 1e9:.0f} G multiply-adds/s in one thread",
         "variables": ", ".join(variables) or "none",
     }
@@ -49,11 +51,12 @@ def check(isas: list[str]) -> int:
         torch.manual_seed(0)
         model = models.GatedPixelCNN(channels=3, levels=4, hidden=6, layers=2, kernel=3)
     runtimes: list[tuple[str, str | None]] = [("reference", None), *(("cpu", isa) for isa in isas)]
+    runtimes += [("emulated", None)] + ([] if no_cuda() else [("cuda", None)])
     expected, first, count = None, "", 0
     for order in ("raster", "wavefront"):
         for backend, isa in runtimes:
             sampler = compile_model(model, shape=(3, 4, 5), order=order, backend=backend, isa=isa)
-            for threads in (None,) if backend == "reference" else (1, 2):
+            for threads in (1, 2) if backend == "cpu" else (None,):
                 name = f"{isa or backend}, {order} order, {threads or 1} threads"
                 samples = sampler.sample(3, seed=7, threads=threads)
                 found = samples.images.numpy().tobytes() + samples.log_prob.numpy().tobytes()

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import _cpu
+from . import _cpu, _emulated
 from .program import Program
 from .reference import Reference
 
-BACKENDS = ("cpu", "reference")
+try:
+    from . import _cuda
+except ImportError:  # built without an nvcc
+    _cuda = None  # type: ignore[assignment]
+
+BACKENDS = ("cpu", "cuda", "emulated", "reference")
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -29,7 +34,8 @@ class Runtime(Protocol):
 class Target:
     """Where a program runs, and how exactly.
 
-    - `backend`: "cpu", or "reference" (plain Python, for checking).
+    - `backend`: "cpu", "cuda", or for checking "reference" (plain Python) and "emulated" (the code of "cuda" on an
+        emulation of a GPU).
     - `isa`: the instruction set of the cpu backend; the best that there is, or PIXELFAST_ISA, by default.
     - `precision`: "fp32", or "bf16".
 
@@ -43,6 +49,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
+        if self.backend == "cuda" and (missing := no_cuda()):
+            raise ValueError(f'[compile] backend cuda cannot be had: {missing}; use backend="cpu"')
         if self.isa is not None and self.isa not in _cpu.isas():
             raise ValueError(
                 f"[compile] isa must be one of {', '.join(_cpu.isas())} on this machine, got {self.isa!r}"
@@ -63,7 +71,18 @@ class Target:
         """Make a program ready to run."""
         if self.backend == "reference":
             return Reference(program)
+        if self.backend == "emulated":
+            return _emulated.Program(program.words, program.data)
+        if self.backend == "cuda":
+            return _cuda.Program(program.words, program.data)
         return _cpu.Program(program.words, program.data, self.isa, self.precision)
+
+
+def no_cuda() -> str | None:
+    """Why the cuda backend cannot be had; None where it can."""
+    if _cuda is None:
+        return "pixelfast was built without CUDA"
+    return None if _cuda.devices() else "there is no GPU, or no driver for it"
 
 
 def available_nbytes() -> int:

@@ -366,7 +366,7 @@ class Sampler:
             return log_prob
         if profiles is not None:
             arguments["profiled"] = True
-        if progress and self.target.backend == "cpu":
+        if progress and self.target.backend != "reference":
             unit = {"total": float(len(images)), "unit": "image", "desc": where}
             bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
             with tqdm(**unit, bar_format=bar_format) as bar:
@@ -385,13 +385,12 @@ class Sampler:
         return log_prob
 
     def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, Any]:
-        if self.target.backend != "cpu":
-            return {}
-        return {
+        found = {
             "threads": _integer("threads", threads or 0, 0, C["kMaxThreads"]),
             "chunk": _integer("chunk", chunk or 0, 0),
             "team": _integer("team", team or 0, 0, C["kMaxThreads"]),
         }
+        return {key: value for key, value in found.items() if key in _PARALLEL[self.target.backend]}
 
     def _as_images(self, images: np.ndarray) -> Tensor:
         return torch.from_numpy(images.astype(np.uint8 if self.levels <= 256 else np.int64))
@@ -435,6 +434,15 @@ class Sampler:
                 f"[{where}] {n} images need about {need / 1e9:.1f} GB, of which {have / 1e9:.1f} GB are free; "
                 "take fewer at a time (first_index continues a series)"
             )
+
+
+# What of a run's parallelism can be told to a backend.
+_PARALLEL = {
+    "cpu": ("threads", "chunk", "team"),
+    "cuda": ("chunk", "team"),
+    "emulated": ("chunk", "team"),
+    "reference": (),
+}
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from pixelfast import _cpu, numerics
+from pixelfast import _cpu, _emulated, numerics
 
 OPS = _cpu.opcodes()
 FUNCTIONS = _cpu.functions()
@@ -122,6 +122,9 @@ class Tiny:
         return np.array(header + buffers + ops + self.launches, np.int32)
 
     def load(self, isa=None):
+        """For an instruction set of the cpu, or "emulated"."""
+        if isa == "emulated":
+            return _emulated.Program(self.words(), self.data)
         return _cpu.Program(self.words(), self.data, isa)
 
 

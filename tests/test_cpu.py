@@ -18,7 +18,7 @@ from pixelfast import _cpu
 ISAS = _cpu.isas()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [*ISAS, "emulated"])
 @pytest.mark.parametrize(
     ("shape", "levels", "width", "rows"),
     [
@@ -45,7 +45,7 @@ def test_drawn_and_scored_as_by_brute_force(isa, shape, levels, width, rows):
     assert program.last_multiply_adds == 3 * shape[1] * shape[2] * depth
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [*ISAS, "emulated"])
 @pytest.mark.parametrize("make", [everything, attending])
 def test_every_op_as_by_brute_force(isa, make):
     t = make()
@@ -74,7 +74,7 @@ def test_every_op_in_teams(isa):
             assert program.last_multiply_adds * 3 == done * n
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", [*ISAS, "emulated"])
 def test_bernoulli_as_by_brute_force(isa):
     t = Tiny((1, 3, 3), 2)
     x, h = t.buffer(2), t.buffer(1)

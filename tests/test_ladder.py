@@ -20,9 +20,11 @@ from pixelfast import _cpu
 from pixelfast.models.base import MaskedConv2d
 
 SEED = 11
-RUNGS = [pytest.param("reference", None, id="reference")] + [
-    pytest.param("cpu", *p.values, id=p.values[0], marks=p.marks) for p in ISAS
-]
+RUNGS = (
+    [pytest.param("reference", None, id="reference")]
+    + [pytest.param("cpu", *p.values, id=p.values[0], marks=p.marks) for p in ISAS]
+    + [pytest.param("emulated", None, id="emulated")]
+)
 
 every_model = pytest.mark.parametrize("spec", SPECS, ids=str)
 every_order = pytest.mark.parametrize("order", ORDERS)

@@ -122,6 +122,11 @@ def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
         assert torch.equal(got.log_prob, want.log_prob)
     for team in (1, 2):
         assert torch.equal(sampler.log_prob(want.images, threads=2, team=team), want.log_prob)
+    if isa == "scalar":  # once
+        emulated = recompile(reference, reference.schedule, backend="emulated")
+        got = emulated.sample(2, seed=seed, chunk=2, team=2)
+        assert torch.equal(got.images, want.images[:2])
+        assert torch.equal(got.log_prob, want.log_prob[:2])
 
 
 def scorer(module: nn.Module, shape: tuple[int, int, int]) -> pf.Sampler:

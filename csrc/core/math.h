@@ -10,34 +10,36 @@
 
 #include <cstdint>
 
+#include "core/portable.h"
+
 namespace pixelfast {
 
 constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, held by the low bits
 constexpr int32_t kRoundingBits = 0x4B400000;
 
 template <class V>
-inline V vabs(V x) {
+PIXELFAST_BOTH inline V vabs(V x) {
   return V::floats(V::bits(x) & V::Int::set(0x7FFFFFFF));
 }
 
 template <class V>
-inline V vneg(V x) {
+PIXELFAST_BOTH inline V vneg(V x) {
   return V::floats(V::bits(x) ^ V::Int::set(INT32_MIN));
 }
 
 // Horner's rule, highest power first.
 template <class V>
-inline V polynomial(V, V y) {
+PIXELFAST_BOTH inline V polynomial(V, V y) {
   return y;
 }
 template <class V, class... Rest>
-inline V polynomial(V x, V y, float c, Rest... rest) {
+PIXELFAST_BOTH inline V polynomial(V x, V y, float c, Rest... rest) {
   return polynomial(x, V::fma(y, x, V::set(c)), rest...);
 }
 
 // p * 2^k in two factors, because 2^k alone may be a denormal or overflow where the result does not.
 template <class V>
-inline V ldexp_by_halves(V p, typename V::Int k) {
+PIXELFAST_BOTH inline V ldexp_by_halves(V p, typename V::Int k) {
   using I = typename V::Int;
   const I half = k.template sra<1>(), bias = I::set(127);
   return p * V::floats((half + bias).template shl<23>()) * V::floats((k - half + bias).template shl<23>());
@@ -47,7 +49,7 @@ inline V ldexp_by_halves(V p, typename V::Int k) {
 template <class V>
 struct Exponential {
   V n, p;
-  explicit Exponential(V x) {
+  PIXELFAST_BOTH explicit Exponential(V x) {
     x = V::max(V::set(-104.0f), V::min(V::set(89.0f), x));
     n = V::fma(x, V::set(1.44269504f), V::set(kRounding)) - V::set(kRounding);
     const V r = V::fma(n, V::set(-1.42860677e-6f), V::fma(n, V::set(-0.693145752f), x));
@@ -58,21 +60,21 @@ struct Exponential {
 };
 
 template <class V>
-inline V vexp(V x) {
+PIXELFAST_BOTH inline V vexp(V x) {
   const Exponential<V> e(x);
   return V::ldexp(e.p + V::set(1.0f), e.n);
 }
 
 // e^x - 1, exact to the last bits near zero, too.
 template <class V>
-inline V vexpm1(V x) {
+PIXELFAST_BOTH inline V vexpm1(V x) {
   const Exponential<V> e(x);
   const V scale = V::ldexp(V::set(1.0f), e.n);
   return V::fma(scale, e.p, scale - V::set(1.0f));
 }
 
 template <class V>
-inline V vlog(V x) {
+PIXELFAST_BOTH inline V vlog(V x) {
   using I = typename V::Int;
   const auto denormal = V::lt(x, V::set(0x1p-126f));
   const I bits = V::bits(V::select(denormal, x * V::set(0x1p23f), x));
@@ -93,7 +95,7 @@ inline V vlog(V x) {
 }
 
 template <class V>
-inline V vtanh(V x) {
+PIXELFAST_BOTH inline V vtanh(V x) {
   const V a = vabs(x);
   const V z = a * a;
   const V p = polynomial(z, V::set(-5.70498872745e-3f), 2.06390887954e-2f, -5.37397155531e-2f,
@@ -105,7 +107,7 @@ inline V vtanh(V x) {
 }
 
 template <class V>
-inline V vsigmoid(V x) {
+PIXELFAST_BOTH inline V vsigmoid(V x) {
   const V t = vexp(vneg(vabs(x)));
   const V one = V::set(1.0f);
   const V sum = one + t;
@@ -117,7 +119,7 @@ inline V vsigmoid(V x) {
 // tanh(a) * sigmoid(b) with one division: for a > 0, e = e^2a - 1 and t = e^-b,
 // e / ((e + 2) * (1 + t)).
 template <class V>
-inline V vgate(V a, V b) {
+PIXELFAST_BOTH inline V vgate(V a, V b) {
   const V e = vexpm1(V::min(V::set(40.0f), vabs(a) + vabs(a)));
   const V t = vexp(vneg(vabs(b)));
   const V sum = e + V::set(2.0f);
@@ -126,12 +128,12 @@ inline V vgate(V a, V b) {
 }
 
 template <class V>
-inline V vrelu(V x) {
+PIXELFAST_BOTH inline V vrelu(V x) {
   return V::max(V::set(0.0f), x);
 }
 
 template <class V>
-inline V velu(V x) {
+PIXELFAST_BOTH inline V velu(V x) {
   return V::select(V::lt(V::set(0.0f), x), x, vexpm1(x));
 }
 

@@ -4,13 +4,15 @@
 
 #include <cstdint>
 
+#include "core/portable.h"
+
 namespace pixelfast {
 
 struct Philox {
   uint32_t word[4];
 };
 
-static inline Philox philox(uint64_t seed, uint64_t image, uint64_t counter) {
+PIXELFAST_BOTH static inline Philox philox(uint64_t seed, uint64_t image, uint64_t counter) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32);
   uint32_t c2 = static_cast<uint32_t>(image), c3 = static_cast<uint32_t>(image >> 32);
@@ -27,7 +29,7 @@ static inline Philox philox(uint64_t seed, uint64_t image, uint64_t counter) {
 }
 
 // The integer in [0, 2^31) that decides the draw of one colour of one pixel.
-static inline uint32_t draw_bits(uint64_t seed, uint64_t image, uint64_t counter) {
+PIXELFAST_BOTH static inline uint32_t draw_bits(uint64_t seed, uint64_t image, uint64_t counter) {
   return philox(seed, image, counter).word[0] >> 1;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -18,6 +19,7 @@ struct Sampling {
 enum class Flaw { none, nan, infinite, impossible };
 
 const char* describe(Flaw flaw);  // to follow "the model gave "
+std::string flaw_message(Flaw flaw, int64_t image, int64_t y, int64_t x, int64_t colour);
 
 // The integer frequencies of one distribution after another.
 class LevelTable {

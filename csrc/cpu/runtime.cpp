@@ -15,12 +15,6 @@ namespace {
 
 constexpr double kWaitWork = 4000;  // multiply-adds that take as long as waiting for another thread
 
-std::string message(const Failure& f) {
-  return std::string("[sample] the model gave ") + describe(f.flaw) + " at image " + std::to_string(f.image) +
-         ", pixel (" + std::to_string(f.y) + ", " + std::to_string(f.x) + "), colour " +
-         std::to_string(f.colour);
-}
-
 // What the threads of a run share.
 struct Shared {
   std::atomic<bool> stop{false};
@@ -164,7 +158,8 @@ int64_t Engine::run(const Request& request, const std::function<void(double)>& p
     request.profile->threads = crew.teams * crew.size;
     request.profile->seconds_per_tick = seconds.count() / static_cast<double>(ticks() - start_ticks);
   }
-  if (shared.failure.flaw != Flaw::none) throw std::invalid_argument(message(shared.failure));
+  const Failure& f = shared.failure;
+  if (f.flaw != Flaw::none) throw std::invalid_argument(flaw_message(f.flaw, f.image, f.y, f.x, f.colour));
   return shared.multiply_adds.load();
 }
 

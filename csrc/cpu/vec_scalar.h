@@ -1,39 +1,42 @@
-// One lane: the definition that the wide lane types repeat. Included inside an anonymous namespace.
+// One lane: the definition that the wide lane types repeat, and a thread of a GPU. Included inside an
+// anonymous namespace.
 
 struct IntLanes {
   int32_t v;
-  static IntLanes set(int32_t x) { return {x}; }
+  PIXELFAST_BOTH static IntLanes set(int32_t x) { return {x}; }
   template <int n>
-  IntLanes sra() const {
+  PIXELFAST_BOTH IntLanes sra() const {
     return {v >> n};
   }
   template <int n>
-  IntLanes shl() const {
+  PIXELFAST_BOTH IntLanes shl() const {
     return {static_cast<int32_t>(static_cast<uint32_t>(v) << n)};
   }
   template <int n>
-  IntLanes srl() const {
+  PIXELFAST_BOTH IntLanes srl() const {
     return {static_cast<int32_t>(static_cast<uint32_t>(v) >> n)};
   }
-  static IntLanes load(const int32_t* p) { return {*p}; }
-  void store(int32_t* p) const { *p = v; }
-  static IntLanes truncate(struct Lanes x);
-  IntLanes without(IntLanes mask) const { return {v & ~mask.v}; }
-  uint32_t sum() const { return static_cast<uint32_t>(v); }
+  PIXELFAST_BOTH static IntLanes load(const int32_t* p) { return {*p}; }
+  PIXELFAST_BOTH void store(int32_t* p) const { *p = v; }
+  PIXELFAST_BOTH static IntLanes truncate(struct Lanes x);
+  PIXELFAST_BOTH IntLanes without(IntLanes mask) const { return {v & ~mask.v}; }
+  PIXELFAST_BOTH uint32_t sum() const { return static_cast<uint32_t>(v); }
   // Truncated products with a double, or one for each lane.
-  IntLanes scaled(double scale) const { return {static_cast<int32_t>(static_cast<double>(v) * scale)}; }
-  IntLanes scaled(const double* scales) const { return scaled(*scales); }
+  PIXELFAST_BOTH IntLanes scaled(double scale) const {
+    return {static_cast<int32_t>(static_cast<double>(v) * scale)};
+  }
+  PIXELFAST_BOTH IntLanes scaled(const double* scales) const { return scaled(*scales); }
 };
-inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
-inline IntLanes operator+(IntLanes a, IntLanes b) {
+PIXELFAST_BOTH inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
+PIXELFAST_BOTH inline IntLanes operator+(IntLanes a, IntLanes b) {
   return {wrap(static_cast<uint32_t>(a.v) + static_cast<uint32_t>(b.v))};
 }
-inline IntLanes operator-(IntLanes a, IntLanes b) {
+PIXELFAST_BOTH inline IntLanes operator-(IntLanes a, IntLanes b) {
   return {wrap(static_cast<uint32_t>(a.v) - static_cast<uint32_t>(b.v))};
 }
-inline IntLanes operator&(IntLanes a, IntLanes b) { return {a.v & b.v}; }
-inline IntLanes operator|(IntLanes a, IntLanes b) { return {a.v | b.v}; }
-inline IntLanes operator^(IntLanes a, IntLanes b) { return {a.v ^ b.v}; }
+PIXELFAST_BOTH inline IntLanes operator&(IntLanes a, IntLanes b) { return {a.v & b.v}; }
+PIXELFAST_BOTH inline IntLanes operator|(IntLanes a, IntLanes b) { return {a.v | b.v}; }
+PIXELFAST_BOTH inline IntLanes operator^(IntLanes a, IntLanes b) { return {a.v ^ b.v}; }
 
 struct Lanes {
   using Int = IntLanes;
@@ -42,23 +45,23 @@ struct Lanes {
 
   float v;
 
-  static Lanes set(float x) { return {x}; }
-  static Lanes load(const float* p) { return {*p}; }
-  static Lanes load(const float* p, int n) { return {n > 0 ? *p : 0.0f}; }
-  void store(float* p) const { *p = v; }
-  void store(float* p, int n) const {
+  PIXELFAST_BOTH static Lanes set(float x) { return {x}; }
+  PIXELFAST_BOTH static Lanes load(const float* p) { return {*p}; }
+  PIXELFAST_BOTH static Lanes load(const float* p, int n) { return {n > 0 ? *p : 0.0f}; }
+  PIXELFAST_BOTH void store(float* p) const { *p = v; }
+  PIXELFAST_BOTH void store(float* p, int n) const {
     if (n > 0) *p = v;
   }
-  void keep() {}
-  static int first(Mask m) { return m ? 0 : 1; }  // lane of the mask
-  static float largest(Lanes a) { return a.v; }
-  static Lanes load(const float* p, int n, Lanes others) { return {n > 0 ? *p : others.v}; }
+  PIXELFAST_BOTH void keep() {}
+  PIXELFAST_BOTH static int first(Mask m) { return m ? 0 : 1; }  // lane of the mask
+  PIXELFAST_BOTH static float largest(Lanes a) { return a.v; }
+  PIXELFAST_BOTH static Lanes load(const float* p, int n, Lanes others) { return {n > 0 ? *p : others.v}; }
   // out[j]: element i + j of each row.
-  static void transpose(const float* const* rows, int i, Lanes* out) {
+  PIXELFAST_BOTH static void transpose(const float* const* rows, int i, Lanes* out) {
     for (int j = 0; j < 4; ++j) out[j].v = rows[0][i + j];
   }
   // The sum of sixteen partial sums, the far half added to the near one.
-  static float sum(const Lanes* partial) {
+  PIXELFAST_BOTH static float sum(const Lanes* partial) {
     float s[16];
     for (int i = 0; i < 16; ++i) s[i] = partial[i].v;
     for (int half = 8; half > 0; half /= 2) {
@@ -66,30 +69,31 @@ struct Lanes {
     }
     return s[0];
   }
-  static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
-  static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
-  static Lanes min(Lanes a, Lanes b) { return a.v < b.v ? a : b; }
-  static Lanes max(Lanes a, Lanes b) { return b.v < a.v ? a : b; }
-  static Lanes ldexp(Lanes p, Lanes n);
-  static Mask lt(Lanes a, Lanes b) { return a.v < b.v; }
-  static Mask eq(Lanes a, Lanes b) { return a.v == b.v; }
-  static Lanes select(Mask m, Lanes a, Lanes b) { return m ? a : b; }
-  static Int bits(Lanes a) {
+  PIXELFAST_BOTH static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
+  PIXELFAST_BOTH static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
+  PIXELFAST_BOTH static Lanes min(Lanes a, Lanes b) { return a.v < b.v ? a : b; }
+  PIXELFAST_BOTH static Lanes max(Lanes a, Lanes b) { return b.v < a.v ? a : b; }
+  PIXELFAST_BOTH static Lanes ldexp(Lanes p, Lanes n);
+  PIXELFAST_BOTH static Mask lt(Lanes a, Lanes b) { return a.v < b.v; }
+  PIXELFAST_BOTH static Mask eq(Lanes a, Lanes b) { return a.v == b.v; }
+  PIXELFAST_BOTH static Lanes select(Mask m, Lanes a, Lanes b) { return m ? a : b; }
+  PIXELFAST_BOTH static Int bits(Lanes a) {
     Int i;
     __builtin_memcpy(&i.v, &a.v, 4);
     return i;
   }
-  static Lanes floats(Int a) {
+  PIXELFAST_BOTH static Lanes floats(Int a) {
     Lanes f;
     __builtin_memcpy(&f.v, &a.v, 4);
     return f;
   }
 };
-inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
-inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
-inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
-inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
-inline IntLanes IntLanes::truncate(Lanes x) { return {static_cast<int32_t>(x.v)}; }
-inline Lanes Lanes::ldexp(Lanes p, Lanes n) {  // with no conversion, which NaN would not survive
+PIXELFAST_BOTH inline Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
+PIXELFAST_BOTH inline Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
+PIXELFAST_BOTH inline Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+PIXELFAST_BOTH inline Lanes operator/(Lanes a, Lanes b) { return {a.v / b.v}; }
+PIXELFAST_BOTH inline IntLanes IntLanes::truncate(Lanes x) { return {static_cast<int32_t>(x.v)}; }
+PIXELFAST_BOTH inline Lanes Lanes::ldexp(Lanes p,
+                                         Lanes n) {  // with no conversion, which NaN would not survive
   return ldexp_by_halves(p, bits(n + set(kRounding)) - Int::set(kRoundingBits));
 }

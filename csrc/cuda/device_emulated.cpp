@@ -1,0 +1,37 @@
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "cpu/threads.h"
+#include "cuda/device.h"
+#include "cuda/walk.h"
+
+namespace pixelfast {
+namespace cuda {
+
+const char* backend_name() { return "emulated"; }
+int device_count() { return 1; }
+DeviceInfo device_info(int index) { return {"an emulation on the processor", index, 64, 2, size_t{1} << 32}; }
+
+Memory::Memory(int device, size_t nbytes) : nbytes_(nbytes), device_(device) {
+  start_ = std::malloc(nbytes > 0 ? nbytes : 1);
+  if (start_ == nullptr) throw std::bad_alloc();
+}
+Memory::~Memory() { std::free(start_); }
+void Memory::upload(const void* source, size_t nbytes) { std::memcpy(start_, source, nbytes); }
+void Memory::download(void* target, size_t nbytes) const { std::memcpy(target, start_, nbytes); }
+void Memory::clear() { std::memset(start_, 0, nbytes_); }
+
+void run_walk(int, Walk walk, const std::function<void(int)>& tick) {
+  const int blocks = walk.teams * walk.team_blocks;
+  std::vector<BlockMemory> memory(blocks);
+  Flags flags{};
+  const FloatMode mode;
+  walk.done = &flags.done, walk.stop = &flags.stop;
+  simt::emulate(blocks, walk.threads, [&] { Walker(walk, memory[simt::block()]).run(); });
+  tick(flags.done);
+}
+
+}  // namespace cuda
+}  // namespace pixelfast

@@ -1,0 +1,248 @@
+#include "cuda/emulator.h"
+
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+
+#include "cuda/fiber.h"
+
+namespace pixelfast {
+namespace simt {
+namespace {
+
+constexpr size_t kStackBytes = size_t{128} << 10;
+constexpr int kSeveral = -2;
+
+enum class State { ready, at_block, at_warp, done };
+
+struct Fiber {
+  Context context;
+  State state = State::ready;
+  int block = 0, thread = 0;
+};
+
+struct Grid {
+  const std::function<void()>* body = nullptr;
+  int threads = 0;
+  std::vector<Fiber> fibers;  // block by block
+  std::vector<uint64_t> block_barriers, warp_barriers;
+  std::vector<uint64_t> passed;  // by fiber: in a shuffle
+  std::unordered_map<const void*, std::vector<Touches>> touched;
+  Context scheduler;
+  Fiber* current = nullptr;
+  std::exception_ptr error;
+};
+
+thread_local Grid* grid = nullptr;
+
+int warp_of(const Fiber& f) { return (f.block * grid->threads + f.thread) / kWarp; }
+
+void enter() {
+  try {
+    (*grid->body)();
+  } catch (...) {
+    grid->error = std::current_exception();
+  }
+  grid->current->state = State::done;
+  grid->current->context.switch_to(grid->scheduler);
+}
+
+void wait_as(State state) {
+  Fiber& me = *grid->current;
+  me.state = state;
+  me.context.switch_to(grid->scheduler);
+}
+
+// Lets go on who waits at a barrier that all have reached. Returns whether anybody may.
+bool release() {
+  const auto all = [&](size_t first, int n, State state) {
+    int count = 0;
+    for (int i = 0; i < n; ++i) count += grid->fibers[first + i].state == state;
+    return count == n;
+  };
+  const auto let = [&](size_t first, int n) {
+    for (int i = 0; i < n; ++i) grid->fibers[first + i].state = State::ready;
+  };
+  for (size_t w = 0; w < grid->warp_barriers.size(); ++w) {
+    if (all(w * kWarp, kWarp, State::at_warp)) let(w * kWarp, kWarp), ++grid->warp_barriers[w];
+  }
+  for (size_t b = 0; b < grid->block_barriers.size(); ++b) {
+    const size_t first = b * grid->threads;
+    if (all(first, grid->threads, State::at_block)) let(first, grid->threads), ++grid->block_barriers[b];
+  }
+  for (const Fiber& f : grid->fibers) {
+    if (f.state == State::ready) return true;
+  }
+  return false;
+}
+
+void run_all() {
+  bool going = true;
+  while (going) {
+    for (Fiber& f : grid->fibers) {
+      if (f.state != State::ready) continue;
+      grid->current = &f;
+      grid->scheduler.switch_to(f.context);
+      if (grid->error) std::rethrow_exception(grid->error);
+    }
+    going = release();
+  }
+  for (const Fiber& f : grid->fibers) {
+    if (f.state == State::done) continue;
+    const bool block = f.state == State::at_block;
+    throw std::runtime_error("[emulator] thread " + std::to_string(f.thread) + " of block " +
+                             std::to_string(f.block) + " waits at a barrier of its " +
+                             (block ? "block" : "warp") + " that not all threads reach");
+  }
+}
+
+Touch now() {
+  const Fiber& f = *grid->current;
+  const int warp = warp_of(f);
+  return {f.thread, warp, grid->block_barriers[f.block], grid->warp_barriers[warp]};
+}
+
+// Whether a barrier lies between an earlier touch and one now.
+bool ordered(const Touch& before, const Touch& after) {
+  if (before.thread == -1 || before.thread == after.thread) return true;
+  if (before.block_barriers != after.block_barriers) return true;
+  return before.warp == after.warp && before.warp_barriers != after.warp_barriers;
+}
+
+}  // namespace
+
+void emulate(int blocks, int threads, const std::function<void()>& body) {
+  Grid mine;
+  mine.body = &body;
+  mine.threads = threads;
+  if (blocks < 1 || threads < kWarp || threads % kWarp != 0) {
+    throw std::runtime_error("[emulator] a block has a multiple of 32 threads");
+  }
+  mine.fibers.resize(static_cast<size_t>(blocks) * threads);
+  mine.passed.resize(mine.fibers.size());
+  mine.block_barriers.resize(blocks);
+  mine.warp_barriers.resize(mine.fibers.size() / kWarp);
+  grid = &mine;
+  for (size_t i = 0; i < mine.fibers.size(); ++i) {
+    Fiber& f = mine.fibers[i];
+    f.block = static_cast<int>(i) / threads, f.thread = static_cast<int>(i) % threads;
+    f.context.start(enter, kStackBytes);
+  }
+  try {
+    run_all();
+  } catch (...) {
+    grid = nullptr;
+    throw;
+  }
+  grid = nullptr;
+}
+
+int thread() { return grid->current->thread; }
+int threads() { return grid->threads; }
+int block() { return grid->current->block; }
+void sync_block() { wait_as(State::at_block); }
+void sync_warp() { wait_as(State::at_warp); }
+void relax() { wait_as(State::ready); }
+void fault(const char* what) {
+  throw std::runtime_error("[emulator] " + std::string(what) + ", by thread " + std::to_string(thread()) +
+                           " of block " + std::to_string(block()));
+}
+
+uint64_t exchange(uint64_t x, int from) {
+  const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
+  if (from < 0 || from >= kWarp) fault("a shuffle from a lane that there is not");
+  grid->passed[first + lane()] = x;
+  sync_warp();
+  const uint64_t found = grid->passed[first + from];
+  sync_warp();
+  return found;
+}
+
+uint32_t ballot(bool x) {
+  uint32_t votes = 0;
+  const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
+  grid->passed[first + lane()] = x;
+  sync_warp();
+  for (int i = 0; i < kWarp; ++i) votes |= static_cast<uint32_t>(grid->passed[first + i]) << i;
+  sync_warp();
+  return votes;
+}
+
+std::vector<Touches>& touches(const void* array, int size) {
+  std::vector<Touches>& found = grid->touched[array];
+  if (found.empty()) found.resize(size);
+  return found;
+}
+
+void check_read(Touches& word) {
+  const Touch me = now();
+  if (word.write.thread == -1) fault("a read of shared memory that was not written");
+  if (!ordered(word.write, me))
+    fault("a read of shared memory that another thread wrote since the last barrier");
+  Touch& r = word.read;
+  const bool with_others = !ordered(r, me);
+  r = {with_others ? kSeveral : me.thread, with_others && r.warp != me.warp ? kSeveral : me.warp,
+       me.block_barriers, me.warp_barriers};
+}
+
+void check_write(Touches& word) {
+  const Touch me = now();
+  if (!ordered(word.write, me))
+    fault("a write of shared memory that another thread wrote since the last barrier");
+  if (!ordered(word.read, me))
+    fault("a write of shared memory that another thread read since the last barrier");
+  word.write = me;
+}
+
+bool provoke(const char* name) {
+  const std::string wanted = name;
+  Shared<int, 64> memory;
+  const auto kernel = [&](const std::function<void()>& body) {
+    emulate(1, 64, body);
+    return true;
+  };
+  const int far = kWarp + 1;  // a thread of another warp
+  if (wanted == "none") {
+    return kernel([&] {
+      memory.set(thread(), thread());
+      sync_block();
+      const int other = memory.get(63 - thread());
+      const int total = shuffle_xor(other, 1) + other + static_cast<int>(ballot(true) & 1);
+      sync_block();
+      memory.set(thread(), total);
+      sync_warp();
+      memory.get(thread() ^ 1);
+    });
+  }
+  if (wanted == "unwritten") return kernel([&] { memory.get(thread()); });
+  if (wanted == "past the end") return kernel([&] { memory.set(thread() + 1, 0); });
+  if (wanted == "barrier") {
+    return kernel([&] {
+      if (thread() != 5) sync_block();
+    });
+  }
+  if (wanted == "mixed barriers") return kernel([&] { thread() == 5 ? sync_warp() : sync_block(); });
+  if (wanted == "two writers") return kernel([&] { memory.set(0, 1); });
+  if (wanted == "write, then read") {
+    return kernel([&] {
+      if (thread() == 0) memory.set(0, 1);
+      sync_warp();
+      if (thread() == far) memory.get(0);
+    });
+  }
+  if (wanted == "read, then write") {
+    return kernel([&] {
+      if (thread() == 0) memory.set(0, 1);
+      sync_block();
+      if (thread() < 2) memory.get(0);
+      sync_warp();
+      if (thread() == far) memory.set(0, 2);
+    });
+  }
+  return false;
+}
+
+}  // namespace simt
+}  // namespace pixelfast

@@ -1,0 +1,105 @@
+// The host's side of simt.h: the threads of a grid as fibers, which take turns at barriers and shuffles.
+//
+// It stops the run, and says why, where a thread of a block ends or waits elsewhere while others wait at a
+// barrier, where shared memory is read before it is written, or past its end, or where two threads touch a
+// word of it without a barrier between, and one of them writes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace pixelfast {
+namespace simt {
+
+constexpr int kWarp = 32;
+
+// Runs body() in each of `blocks` blocks of `threads` threads, a multiple of the warp. Throws
+// std::runtime_error for what is said above, and what body throws.
+void emulate(int blocks, int threads, const std::function<void()>& body);
+
+// Runs a faulty kernel of a name, for tests: it throws what `emulate` does. False: there is none of that
+// name.
+bool provoke(const char* name);
+
+int thread();
+int threads();
+int block();
+inline int lane() { return thread() % kWarp; }
+void sync_block();
+void sync_warp();
+uint64_t exchange(uint64_t x, int from);  // what lane `from` of the warp passes
+uint32_t ballot(bool x);
+void relax();  // lets others run: to be called while waiting for them
+[[noreturn]] void fault(const char* what);
+
+template <class T>
+T shuffle(T x, int from) {
+  static_assert(sizeof(T) <= 8, "a shuffle is of a word or two");
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, &x, sizeof x);
+  bits = exchange(bits, from);
+  __builtin_memcpy(&x, &bits, sizeof x);
+  return x;
+}
+template <class T>
+T shuffle_xor(T x, int mask) {
+  return shuffle(x, lane() ^ mask);
+}
+template <class T>
+T shuffle_up(T x, int delta) {
+  return shuffle(x, lane() >= delta ? lane() - delta : lane());
+}
+inline int first_of(uint32_t votes) { return votes != 0 ? __builtin_ctz(votes) : -1; }
+
+// One fiber runs at a time, and gives way at barriers only: so these are plain.
+inline int fetch_add(int* p, int x) {
+  const int before = *p;
+  *p += x;
+  return before;
+}
+inline unsigned long long fetch_min(unsigned long long* p, unsigned long long x) {
+  const unsigned long long before = *p;
+  if (x < before) *p = x;
+  return before;
+}
+inline int load_acquire(const int* p) { return *p; }
+inline void fence() {}
+inline void fence_system() {}
+
+// Who touched a word of shared memory last, and after how many barriers of the block and of the warp.
+struct Touch {
+  int thread = -1;  // kSeveral: of one warp, or of several
+  int warp = -1;
+  uint64_t block_barriers = 0, warp_barriers = 0;
+};
+struct Touches {
+  Touch write, read;
+};
+
+void check_read(Touches& word);
+void check_write(Touches& word);
+std::vector<Touches>& touches(const void* array, int size);  // of the words of an array
+
+template <class T, int kSize>
+struct Shared {
+  T words[kSize];
+  T get(int i) const {
+    check(i);
+    check_read(touches(this, kSize)[i]);
+    return words[i];
+  }
+  void set(int i, T x) {
+    check(i);
+    check_write(touches(this, kSize)[i]);
+    words[i] = x;
+  }
+
+ private:
+  static void check(int i) {
+    if (i < 0 || i >= kSize) fault("an access past the end of shared memory");
+  }
+};
+
+}  // namespace simt
+}  // namespace pixelfast

@@ -1,0 +1,77 @@
+#include "cuda/flat.h"
+
+#include <algorithm>
+
+#include "cpu/runtime.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+// Multiply-adds at a position of an op, each product as often as its expression reads it.
+int64_t work_of(const OpRecord& op, int32_t x) {
+  if (op.op == Op::attend) {
+    const Attention& a = op.attention;
+    int64_t keys = 0;
+    for (int32_t r = a.first[x]; r < a.first[x + 1]; ++r) keys += a.runs[2 * r + 1] - a.runs[2 * r];
+    return keys * a.heads * (a.key_channels + a.value_channels);
+  }
+  return op.depth * op.product_channels;
+}
+
+}  // namespace
+
+Flat::Flat(const Program& program) : runs(program.runs) {
+  for (const Buffer& b : program.buffers) {
+    buffers.push_back({b.offset, b.row_stride, b.col_stride, static_cast<int32_t>(b.space), b.height, b.width,
+                       b.rows, b.columns});
+  }
+  for (const OpRecord& op : program.ops) {
+    const Attention& a = op.attention;
+    FlatOp f{};
+    f.op = static_cast<int32_t>(op.op), f.colour = op.colour, f.buffer = op.buffer, f.channel = op.channel;
+    f.channels = op.channels, f.table = op.table, f.stride_y = op.stride_y, f.stride_x = op.stride_x;
+    f.product_channels = op.product_channels, f.weight = op.weight, f.bias = op.bias;
+    f.first_tap = static_cast<int32_t>(taps.size()), f.n_taps = static_cast<int32_t>(op.taps.size());
+    f.first_instruction = static_cast<int32_t>(instructions.size());
+    f.n_instructions = static_cast<int32_t>(op.instructions.size());
+    f.heads = a.heads, f.key_channels = a.key_channels, f.value_channels = a.value_channels;
+    f.query_buffer = a.query.buffer, f.query_channel = a.query.channel;
+    f.key_buffer = a.key.buffer, f.key_channel = a.key.channel;
+    f.value_buffer = a.value.buffer, f.value_channel = a.value.channel;
+    f.attention_bias = a.bias, f.bias_heads = a.bias_heads;
+    f.first_runs = static_cast<int32_t>(attention.size());
+    attention.insert(attention.end(), a.first.begin(), a.first.end());
+    f.runs = static_cast<int32_t>(attention.size());
+    attention.insert(attention.end(), a.runs.begin(), a.runs.end());
+    if (op.op == Op::attend) {
+      most_keys = std::max<int64_t>(most_keys, program.buffers[a.key.buffer].width);
+    }
+    taps.insert(taps.end(), op.taps.begin(), op.taps.end());
+    instructions.insert(instructions.end(), op.instructions.begin(), op.instructions.end());
+    most_instructions = std::max(most_instructions, f.n_instructions);
+    ops.push_back(f);
+  }
+  const Waits waits = find_waits(program);
+  size_t step = 0;
+  for (size_t i = 0; i < program.launches.size(); ++i) {
+    const Launch& launch = program.launches[i];
+    while (step < program.step_ends.size() && program.step_ends[step] <= static_cast<int32_t>(i)) ++step;
+    const bool ends =
+        step < program.step_ends.size() && program.step_ends[step] == static_cast<int32_t>(i) + 1;
+    launches.push_back({launch.op, launch.first_run, launch.n_runs, waits.any[i],
+                        static_cast<int32_t>(launch.positions), ends});
+    for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
+      const Run& run = program.runs[r];
+      const OpRecord& op = program.ops[launch.op];
+      if (op.op != Op::attend) {
+        multiply_adds += run.n * work_of(op, 0);
+      } else {
+        for (int32_t k = 0; k < run.n; ++k) multiply_adds += work_of(op, run.x + k * run.dx);
+      }
+    }
+  }
+}
+
+}  // namespace cuda
+}  // namespace pixelfast

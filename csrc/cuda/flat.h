@@ -1,0 +1,94 @@
+// A Program laid out for a device: flat arrays of plain structs, and what a run of it needs.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/program.h"
+
+namespace pixelfast {
+namespace cuda {
+
+constexpr int kTileRows = 4;  // rows (an image at a position) that a thread computes together
+
+struct FlatBuffer {
+  int64_t offset, row_stride, col_stride;
+  int32_t space, height, width, rows, columns;
+};
+
+struct FlatOp {
+  int32_t op, colour, buffer, channel, channels, table;
+  int32_t stride_y, stride_x, product_channels;
+  int32_t weight, bias;
+  int32_t first_tap, n_taps, first_instruction, n_instructions;
+  int32_t heads, key_channels, value_channels;
+  int32_t query_buffer, query_channel, key_buffer, key_channel, value_buffer, value_channel;
+  int32_t attention_bias, bias_heads, first_runs, runs;  // the last two: places in `attention`
+};
+
+struct FlatLaunch {
+  int32_t op, first_run, n_runs, waits;  // waits: for the other threads of the team, before it
+  int32_t positions, ends_step;
+};
+
+// All of it as pointers, on the device.
+struct FlatProgram {
+  const FlatBuffer* buffers;
+  const FlatOp* ops;
+  const Tap* taps;
+  const Instruction* instructions;
+  const int32_t* attention;  // first[queries + 1] and runs, op by op
+  const Run* runs;
+  const FlatLaunch* launches;
+  const float* data;
+  int32_t n_launches, colours, height, width, levels;
+  int64_t arena_floats, condition_floats;
+};
+
+// As many blocks as are in a team share the images of a chunk.
+struct TeamState {
+  int arrived, generation, stop;
+};
+
+struct Walk {
+  FlatProgram program;
+  int32_t* images;       // (n, colours, height, width), in and out
+  float* log_prob;       // likewise, out
+  const uint8_t* given;  // likewise, or null: then `all_given` holds for every pixel
+  const float* conditions;
+  int32_t all_given;
+  int64_t n;
+  uint64_t seed, first_index;
+  float inverse_temperature;
+  int32_t top_k;
+  double top_p;
+  int32_t chunk, teams, team_blocks, threads;  // threads of a block
+  float* arena;                                // [teams][chunk][arena_floats]
+  float* registers;  // of expressions: [instructions][kTileRows][threads of the grid]
+  float* scores;     // of attention: [warps of the grid][keys]
+  int32_t* levels;   // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
+  int64_t n_scores;
+  TeamState* states;         // [teams]
+  unsigned long long* flaw;  // the first sub-pixel without a distribution, times four, plus which Flaw
+  int* done;                 // steps of chunks, which the host may watch
+  const int* stop;           // set by the host
+};
+
+// The arrays of a program, on the host.
+struct Flat {
+  explicit Flat(const Program& program);
+
+  std::vector<FlatBuffer> buffers;
+  std::vector<FlatOp> ops;
+  std::vector<Tap> taps;
+  std::vector<Instruction> instructions;
+  std::vector<int32_t> attention;
+  std::vector<Run> runs;
+  std::vector<FlatLaunch> launches;
+  int most_instructions = 0;
+  int64_t most_keys = 0;
+  int64_t multiply_adds = 0;  // of an image
+};
+
+}  // namespace cuda
+}  // namespace pixelfast

@@ -1,0 +1,49 @@
+// Runs a Program on a device: its parts copied there once, then images in chunks, each walked by a team of
+// blocks.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <mutex>
+
+#include "core/program.h"
+#include "cpu/heads.h"
+#include "cuda/device.h"
+
+namespace pixelfast {
+namespace cuda {
+
+struct Request {
+  int32_t* images;       // (n, colours, height, width), in and out
+  float* log_prob;       // likewise, out
+  const uint8_t* given;  // likewise, or null: then `all_given` holds for every pixel
+  bool all_given = false;
+  const float* conditions;  // (n, condition_floats), or null where that is 0
+  int64_t n;
+  uint64_t seed = 0, first_index = 0;
+  Sampling sampling;
+  int chunk = 0, team = 0;  // images that a team works on at once, and its blocks; 0: as is sensible
+};
+
+class Engine {
+ public:
+  // Throws std::invalid_argument where the program is not valid, or there is no such device.
+  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device);
+
+  // Returns the multiply-adds executed. `progress` is called now and then with the fraction done; what it
+  // throws stops the run and is thrown from here. Throws std::invalid_argument where logits give no
+  // distribution.
+  int64_t run(const Request& request, const std::function<void(double)>& progress);
+
+  const Program& program() const { return program_; }
+  const DeviceInfo& device() const { return device_; }
+
+ private:
+  Program program_;
+  Flat flat_;
+  DeviceInfo device_;
+  Memory buffers_, ops_, taps_, instructions_, attention_, runs_, launches_, data_;
+};
+
+}  // namespace cuda
+}  // namespace pixelfast

@@ -1,0 +1,484 @@
+// The device code that samples: a team of blocks walks a chunk of images through all launches of a program.
+// Included where simt.h is CUDA's, and where it is the emulation. Results are those of the cpu runtime, to
+// the bit.
+#pragma once
+
+#include "core/distributions.h"
+#include "core/math.h"
+#include "core/philox.h"
+#include "cuda/flat.h"
+#include "cuda/simt.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+#include "cpu/vec_scalar.h"
+
+// What the threads of a block share.
+struct BlockMemory {
+  simt::Shared<int, 1> stop;
+};
+
+PIXELFAST_DEVICE inline float fma_of(float a, float b, float c) { return Lanes::fma({a}, {b}, {c}).v; }
+
+PIXELFAST_DEVICE inline float apply(Fn fn, Lanes a, Lanes b) {
+  switch (fn) {
+    case Fn::add:
+      return (a + b).v;
+    case Fn::sub:
+      return (a - b).v;
+    case Fn::mul:
+      return (a * b).v;
+    case Fn::div:
+      return (a / b).v;
+    case Fn::gate:
+      return vgate(a, b).v;
+    case Fn::min:
+      return Lanes::min(a, b).v;
+    case Fn::max:
+      return Lanes::max(a, b).v;
+    case Fn::neg:
+      return vneg(a).v;
+    case Fn::abs:
+      return vabs(a).v;
+    case Fn::sqrt:
+      return Lanes::sqrt(a).v;
+    case Fn::exp:
+      return vexp(a).v;
+    case Fn::log:
+      return vlog(a).v;
+    case Fn::tanh:
+      return vtanh(a).v;
+    case Fn::sigmoid:
+      return vsigmoid(a).v;
+    case Fn::relu:
+      return vrelu(a).v;
+    case Fn::elu:
+      return velu(a).v;
+    default:
+      return a.v;
+  }
+}
+
+// A row: an image at a position.
+struct Row {
+  int32_t y, x;
+  int64_t image;  // of the chunk
+};
+
+class Walker {
+ public:
+  PIXELFAST_DEVICE Walker(const Walk& walk, BlockMemory& memory)
+      : w_(walk),
+        p_(walk.program),
+        memory_(memory),
+        team_(simt::block() / walk.team_blocks),
+        rank_(simt::block() % walk.team_blocks * walk.threads + simt::thread()),
+        size_(walk.team_blocks * walk.threads) {}
+
+  PIXELFAST_DEVICE void run() {
+    for (first_ = static_cast<int64_t>(team_) * w_.chunk; first_ < w_.n;
+         first_ += static_cast<int64_t>(w_.teams) * w_.chunk) {
+      images_ = w_.n - first_ < w_.chunk ? w_.n - first_ : w_.chunk;
+      if (barrier()) return;
+      for (int i = 0; i < p_.n_launches; ++i) {
+        const FlatLaunch& launch = p_.launches[i];
+        if (launch.waits && barrier()) return;
+        run_launch(launch);
+        if (launch.ends_step && rank_ == 0) simt::fetch_add(w_.done, 1);
+      }
+    }
+  }
+
+ private:
+  // Waits for all threads of the team; whether all stop, which the last one to arrive decides.
+  PIXELFAST_DEVICE bool barrier() {
+    simt::fence();
+    simt::sync_block();
+    if (simt::thread() == 0) {
+      TeamState& state = w_.states[team_];
+      const int generation = simt::load_acquire(&state.generation);
+      if (simt::fetch_add(&state.arrived, 1) == w_.team_blocks - 1) {
+        state.arrived = 0;
+        state.stop = simt::load_acquire(w_.stop);
+        simt::fence();
+        simt::fetch_add(&state.generation, 1);
+      } else {
+        while (simt::load_acquire(&state.generation) == generation) simt::relax();
+      }
+      memory_.stop.set(0, simt::load_acquire(&state.stop));
+    }
+    simt::sync_block();
+    return memory_.stop.get(0) != 0;
+  }
+
+  PIXELFAST_DEVICE Row row_of(const FlatLaunch& launch, int64_t row) const {
+    int64_t position = row / images_;
+    const Run* run = p_.runs + launch.first_run;
+    while (position >= run->n) position -= run->n, ++run;
+    const auto k = static_cast<int32_t>(position);
+    return {run->y + k * run->dy, run->x + k * run->dx, row % images_};
+  }
+
+  PIXELFAST_DEVICE const float* base(const FlatBuffer& b, int64_t image) const {
+    switch (static_cast<Space>(b.space)) {
+      case Space::arena:
+        return arena() + image * p_.arena_floats;
+      case Space::data:
+        return p_.data;
+      default:
+        return w_.conditions + (first_ + image) * p_.condition_floats;
+    }
+  }
+  PIXELFAST_DEVICE float* arena() const {
+    return w_.arena + static_cast<int64_t>(team_) * w_.chunk * p_.arena_floats;
+  }
+
+  // One channel of a buffer; null outside the grid.
+  PIXELFAST_DEVICE const float* place(int32_t buffer, int32_t channel, const Row& r, int32_t y,
+                                      int32_t x) const {
+    const FlatBuffer& b = p_.buffers[buffer];
+    if (y < 0 || y >= b.height || x < 0 || x >= b.width) return nullptr;
+    return base(b, r.image) + b.offset + y % b.rows * b.row_stride + x % b.columns * b.col_stride + channel;
+  }
+  PIXELFAST_DEVICE float* here(int32_t buffer, int32_t channel, const Row& r) const {
+    return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
+  }
+
+  PIXELFAST_DEVICE void run_launch(const FlatLaunch& launch) {
+    const FlatOp& op = p_.ops[launch.op];
+    const int64_t rows = launch.positions * images_;
+    switch (static_cast<Op>(op.op)) {
+      case Op::input:
+        for (int64_t k = rank_; k < rows * op.channels; k += size_) {
+          run_input(op, row_of(launch, k / op.channels), static_cast<int32_t>(k % op.channels));
+        }
+        return;
+      case Op::conv:
+      case Op::map: {
+        const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+        for (int64_t k = rank_; k < tiles * op.channels; k += size_) {
+          run_tile(op, launch, k / op.channels * kTileRows, rows, static_cast<int32_t>(k % op.channels));
+        }
+        return;
+      }
+      case Op::attend:
+        for (int64_t k = rank_ / simt::kWarp; k < rows * op.heads; k += size_ / simt::kWarp) {
+          run_attention(op, row_of(launch, k / op.heads), static_cast<int32_t>(k % op.heads));
+        }
+        return;
+      default:
+        for (int64_t k = rank_ / simt::kWarp; k < rows; k += size_ / simt::kWarp) {
+          run_head(op, row_of(launch, k));
+        }
+    }
+  }
+
+  PIXELFAST_DEVICE int64_t pixel(const Row& r, int32_t colour) const {
+    return (((first_ + r.image) * p_.colours + colour) * p_.height + r.y) * p_.width + r.x;
+  }
+
+  PIXELFAST_DEVICE void run_input(const FlatOp& op, const Row& r, int32_t c) {
+    const int32_t level = w_.images[pixel(r, op.colour)];
+    here(op.buffer, op.channel, r)[c] = p_.data[op.table + static_cast<int64_t>(level) * op.channels + c];
+  }
+
+  // Up to kTileRows rows of one output channel.
+  PIXELFAST_DEVICE void run_tile(const FlatOp& op, const FlatLaunch& launch, int64_t first, int64_t rows,
+                                 int32_t c) {
+    const int n = rows - first < kTileRows ? static_cast<int>(rows - first) : kTileRows;
+    Row row[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) row[r] = row_of(launch, first + (r < n ? r : n - 1));
+    float value[kTileRows];
+    if (op.n_instructions == 0) {
+      product(op, row, c, value);
+    } else {
+      for (int i = 0; i < op.n_instructions; ++i) {
+        const Instruction& ins = p_.instructions[op.first_instruction + i];
+        for (int r = 0; r < kTileRows; ++r) value[r] = 0.0f;
+        if (ins.fn == Fn::product) {
+          product(op, row, ins.a + c, value);
+        } else {
+          for (int r = 0; r < n; ++r) value[r] = evaluate(ins, row[r], r, c);
+        }
+        for (int r = 0; r < n; ++r) *register_of(i, r) = value[r];
+      }
+    }
+    for (int r = 0; r < n; ++r) here(op.buffer, op.channel, row[r])[c] = value[r];
+  }
+
+  PIXELFAST_DEVICE float* register_of(int32_t index, int r) const {
+    const int64_t all = static_cast<int64_t>(w_.teams) * size_;
+    return w_.registers + (static_cast<int64_t>(index) * kTileRows + r) * all + team_ * size_ + rank_;
+  }
+
+  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Row& row, int r, int32_t c) const {
+    switch (ins.fn) {
+      case Fn::load:
+      case Fn::splat: {
+        const float* p = place(ins.a, ins.b, row, row.y + ins.c, row.x + ins.d);
+        return p == nullptr ? 0.0f : p[ins.fn == Fn::load ? c : 0];
+      }
+      case Fn::vector:
+        return p_.data[ins.a + c];
+      case Fn::scalar:
+        return Lanes::floats({ins.a}).v;
+      case Fn::store: {
+        const float value = *register_of(ins.a, r);
+        here(ins.b, ins.c, row)[c] = value;
+        return value;
+      }
+      default: {
+        const Lanes a = {*register_of(ins.a, r)};
+        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{*register_of(ins.b, r)} : a);
+      }
+    }
+  }
+
+  // Product channel j of a tile: each row is one chain of multiply-adds.
+  PIXELFAST_DEVICE void product(const FlatOp& op, const Row* row, int32_t j, float* value) const {
+    const float bias = op.bias < 0 ? 0.0f : p_.data[op.bias + j];
+    float acc[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) acc[r] = bias;
+    const float* weight = p_.data + op.weight + j;
+    for (int t = 0; t < op.n_taps; ++t) {
+      const Tap& tap = p_.taps[op.first_tap + t];
+      const float* in[kTileRows];
+      for (int r = 0; r < kTileRows; ++r) {
+        in[r] = place(tap.buffer, tap.channel, row[r], row[r].y * op.stride_y + tap.dy,
+                      row[r].x * op.stride_x + tap.dx);
+      }
+      for (int i = 0; i < tap.channels; ++i, weight += op.product_channels) {
+        const float w = *weight;
+        for (int r = 0; r < kTileRows; ++r) acc[r] = fma_of(in[r] == nullptr ? 0.0f : in[r][i], w, acc[r]);
+      }
+    }
+    for (int r = 0; r < kTileRows; ++r) value[r] = acc[r];
+  }
+
+  // The sum of what the first sixteen lanes of a warp hold, the far half added to the near one; in all lanes.
+  PIXELFAST_DEVICE static float sum_of_sixteen(float x) {
+    for (int half = 8; half > 0; half /= 2) {
+      const float far = simt::shuffle(x, (simt::lane() + half) % simt::kWarp);
+      x = x + far;
+    }
+    return simt::shuffle(x, 0);
+  }
+
+  // A warp for each head of a position.
+  PIXELFAST_DEVICE void run_attention(const FlatOp& op, const Row& r, int32_t head) {
+    const FlatBuffer& keys = p_.buffers[op.key_buffer];
+    const FlatBuffer& values = p_.buffers[op.value_buffer];
+    const int lane = simt::lane();
+    const float* query = here(op.query_buffer, op.query_channel, r) + head * op.key_channels;
+    const float* key = base(keys, r.image) + keys.offset + op.key_channel + head * op.key_channels;
+    const float* value = base(values, r.image) + values.offset + op.value_channel + head * op.value_channels;
+    const int32_t* runs = p_.attention + op.runs + 2 * p_.attention[op.first_runs + r.x];
+    const int32_t n_runs = p_.attention[op.first_runs + r.x + 1] - p_.attention[op.first_runs + r.x];
+    const int warp = (team_ * size_ + rank_) / simt::kWarp;
+    float* scores = w_.scores + static_cast<int64_t>(warp) * w_.n_scores;
+    const float* bias = nullptr;
+    if (op.bias_heads > 0) {
+      const int64_t width = p_.buffers[op.query_buffer].width;
+      const int64_t table = op.bias_heads > 1 ? head * width : 0;
+      bias = p_.data + op.attention_bias + (table + r.x) * keys.width;
+    }
+    int n = 0;
+    float largest = -__builtin_inff();
+    for (int32_t run = 0; run < n_runs; ++run) {
+      const int32_t start = runs[2 * run], count = runs[2 * run + 1] - start;
+      for (int32_t k = lane; k < count; k += simt::kWarp) {
+        float score = dot(query, key + (start + k) * keys.col_stride, op.key_channels);
+        if (bias != nullptr) score = score + bias[start + k];
+        scores[n + k] = score;
+        largest = score > largest ? score : largest;
+      }
+      n += count;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+      const float other = simt::shuffle_xor(largest, mask);
+      largest = other > largest ? other : largest;
+    }
+    simt::sync_warp();
+    float part = 0.0f;
+    for (int k = lane; lane < 16 && k < n; k += 16) {
+      const float weight = vexp(Lanes{scores[k]} - Lanes{largest}).v;
+      scores[k] = weight;
+      part = part + weight;
+    }
+    const float total = sum_of_sixteen(part);
+    simt::sync_warp();
+    float* out = here(op.buffer, op.channel, r) + head * op.value_channels;
+    for (int32_t j = lane; j < op.value_channels; j += simt::kWarp) {
+      float acc = 0.0f;
+      int k = 0;
+      for (int32_t run = 0; run < n_runs; ++run) {
+        for (int32_t at = runs[2 * run]; at < runs[2 * run + 1]; ++at, ++k) {
+          acc = fma_of(scores[k], value[at * values.col_stride + j], acc);
+        }
+      }
+      out[j] = n == 0 ? 0.0f : (Lanes{acc} / Lanes{total}).v;
+    }
+    simt::sync_warp();
+  }
+
+  PIXELFAST_DEVICE static float dot(const float* a, const float* b, int n) {
+    float partial[16];
+    for (int g = 0; g < 16; ++g) partial[g] = 0.0f;
+    for (int i = 0; i < n; i += 16) {
+      for (int g = 0; g < 16; ++g) {
+        const bool inside = i + g < n;
+        partial[g] = fma_of(inside ? a[i + g] : 0.0f, inside ? b[i + g] : 0.0f, partial[g]);
+      }
+    }
+    for (int half = 8; half > 0; half /= 2) {
+      for (int g = 0; g < half; ++g) partial[g] = partial[g] + partial[g + half];
+    }
+    return partial[0];
+  }
+
+  template <class T>
+  PIXELFAST_DEVICE static T sum_of_warp(T x) {
+    for (int mask = 16; mask > 0; mask /= 2) x += simt::shuffle_xor(x, mask);
+    return x;
+  }
+
+  // A warp for each pixel. Lanes take levels in turn; sums are of integers, so that their order does not
+  // matter.
+  PIXELFAST_DEVICE void run_head(const FlatOp& op, const Row& r) {
+    const int lane = simt::lane(), n = p_.levels;
+    const float* row = here(op.buffer, op.channel, r);
+    const bool bernoulli = static_cast<Op>(op.op) == Op::bernoulli;
+    const auto logit = [&](int k) { return bernoulli ? (k == 0 ? 0.0f : *row) : row[k]; };
+    const int64_t sub_pixel = pixel(r, op.colour);
+    float largest = -__builtin_inff();
+    bool nan = false;
+    for (int k = lane; k < n; k += simt::kWarp) {
+      const float x = logit(k);
+      nan = nan || !(x == x);
+      largest = x > largest ? x : largest;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+      const float other = simt::shuffle_xor(largest, mask);
+      largest = other > largest ? other : largest;
+    }
+    const bool infinite = largest - largest != 0.0f;
+    if (simt::ballot(nan) != 0 || infinite) {
+      const unsigned long long what = simt::ballot(nan) != 0 ? 1 : largest > 0 ? 2 : 3;
+      if (lane == 0) simt::fetch_min(w_.flaw, static_cast<unsigned long long>(sub_pixel) * 4 + what);
+      return;
+    }
+    const int warp = (team_ * size_ + rank_) / simt::kWarp;
+    int32_t* table = w_.levels + static_cast<int64_t>(warp) * 3 * n;
+    int argmax = n;
+    for (int k = lane; k < n; k += simt::kWarp) {
+      const float x = logit(k);
+      const float scaled =
+          (vexp((Lanes{x} - Lanes{largest}) * Lanes{w_.inverse_temperature}) * Lanes{0x1p30f}).v;
+      table[k] = x == -__builtin_inff() ? -1 : static_cast<int32_t>(scaled);
+      if (x == largest && k < argmax) argmax = k;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+      const int other = simt::shuffle_xor(argmax, mask);
+      argmax = other < argmax ? other : argmax;
+    }
+    simt::sync_warp();
+    if (w_.top_k > 0 || w_.top_p < 1.0) filter(logit, table);
+    long long total = 0;
+    int allowed = 0;
+    for (int k = lane; k < n; k += simt::kWarp) {
+      if (table[k] >= 0) total += table[k], ++allowed;
+    }
+    total = sum_of_warp(total), allowed = sum_of_warp(allowed);
+    const double scale = static_cast<double>(kFrequencyTotal - allowed) / static_cast<double>(total);
+    uint32_t used = 0;
+    for (int k = lane; k < n; k += simt::kWarp) {
+      const int32_t weight = table[k];
+      const uint32_t f = weight < 0 ? 0 : 1 + static_cast<uint32_t>(static_cast<double>(weight) * scale);
+      table[k] = static_cast<int32_t>(f);
+      used += f;
+    }
+    used = sum_of_warp(used);
+    simt::sync_warp();
+    if (lane == 0)
+      table[argmax] = static_cast<int32_t>(static_cast<uint32_t>(table[argmax]) + 0x80000000u - used);
+    simt::sync_warp();
+    const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
+    int level = given ? w_.images[sub_pixel] : draw(table, r, op.colour);
+    if (lane == 0) {
+      if (!given) w_.images[sub_pixel] = level;
+      const float probability = static_cast<float>(static_cast<uint32_t>(table[level])) * 0x1p-31f;
+      w_.log_prob[sub_pixel] = vlog(Lanes{probability}).v;
+    }
+    simt::sync_warp();
+  }
+
+  PIXELFAST_DEVICE int draw(const int32_t* table, const Row& r, int32_t colour) const {
+    const uint64_t image = w_.first_index + static_cast<uint64_t>(first_ + r.image);
+    const int64_t position = static_cast<int64_t>(r.y) * p_.width + r.x;
+    const uint32_t u = draw_bits(w_.seed, image, static_cast<uint64_t>(position * p_.colours + colour));
+    uint32_t before = 0;  // frequencies of the levels so far
+    for (int k = 0;; k += simt::kWarp) {
+      const int mine = k + simt::lane();
+      uint32_t sum = mine < p_.levels ? static_cast<uint32_t>(table[mine]) : 0;
+      for (int delta = 1; delta < simt::kWarp; delta *= 2) {
+        const uint32_t lower = simt::shuffle_up(sum, delta);
+        if (simt::lane() >= delta) sum += lower;
+      }
+      const uint32_t votes = simt::ballot(before + sum > u);
+      if (votes != 0) return k + simt::first_of(votes);
+      before += simt::shuffle(sum, simt::kWarp - 1);
+    }
+  }
+
+  // Excludes what top_k and then top_p leave out: by rank, descending logits, the lower index first.
+  template <class Logit>
+  PIXELFAST_DEVICE void filter(Logit logit, int32_t* table) const {
+    const int n = p_.levels;
+    int32_t *rank = table + n, *stay = table + 2 * n;
+    int allowed = 0;
+    for (int k = simt::lane(); k < n; k += simt::kWarp) {
+      rank[k] = -1;
+      if (table[k] < 0) continue;
+      ++allowed, rank[k] = 0;
+      const float mine = logit(k);
+      for (int j = 0; j < n; ++j) rank[k] += logit(j) > mine || (logit(j) == mine && j < k);
+    }
+    allowed = sum_of_warp(allowed);
+    simt::sync_warp();
+    const int keep = w_.top_k > 0 && w_.top_k < allowed ? w_.top_k : allowed;
+    long long total = 0;
+    for (int k = simt::lane(); k < n; k += simt::kWarp) {
+      if (rank[k] >= 0 && rank[k] < keep) total += table[k];
+    }
+    total = sum_of_warp(total);
+    const double enough = w_.top_p * static_cast<double>(total);
+    for (int k = simt::lane(); k < n; k += simt::kWarp) {
+      bool stays = rank[k] >= 0 && rank[k] < keep;  // told when all have looked
+      if (stays && w_.top_p < 1.0 && rank[k] > 0) {
+        long long before = 0;
+        for (int j = 0; j < n; ++j) {
+          if (rank[j] >= 0 && rank[j] < rank[k]) before += table[j];
+        }
+        stays = static_cast<double>(before) < enough;
+      }
+      stay[k] = stays;
+    }
+    simt::sync_warp();
+    for (int k = simt::lane(); k < n; k += simt::kWarp) {
+      if (!stay[k]) table[k] = -1;
+    }
+    simt::sync_warp();
+  }
+
+  const Walk& w_;
+  const FlatProgram& p_;
+  BlockMemory& memory_;
+  const int team_, rank_, size_;  // rank: of a thread in its team
+  int64_t first_ = 0, images_ = 0;
+};
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pixelfast

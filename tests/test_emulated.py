@@ -1,0 +1,154 @@
+"""The cuda runtime on an emulation of a GPU: what the emulation finds, and what the runtime refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from handwritten import Tiny, chain, everything, raster, run
+
+import pixelfast as pf
+from pixelfast import _cpu, _emulated, models
+from pixelfast.runtime import no_cuda
+
+
+def test_a_kernel_without_faults_runs():
+    _emulated.provoke("none")
+    with pytest.raises(ValueError, match="there is no fault 'some'"):
+        _emulated.provoke("some")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("unwritten", "a read of shared memory that was not written, by thread 0 of block 0"),
+        ("past the end", "an access past the end of shared memory, by thread 63"),
+        ("barrier", "thread 0 of block 0 waits at a barrier of its block that not all threads reach"),
+        ("mixed barriers", "waits at a barrier of its block that not all threads reach"),
+        (
+            "two writers",
+            "a write of shared memory that another thread wrote since the last barrier, by thread 1 ",
+        ),
+        (
+            "write, then read",
+            "a read of shared memory that another thread wrote since the last barrier, by thread 33 ",
+        ),
+        (
+            "read, then write",
+            "a write of shared memory that another thread read since the last barrier, by thread 33 ",
+        ),
+    ],
+)
+def test_faults_are_found(fault, message):
+    with pytest.raises(RuntimeError, match=message):
+        _emulated.provoke(fault)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.4}]
+)
+@pytest.mark.parametrize("levels", [2, 8, 70])
+def test_same_bits_as_the_cpu_for_every_team_and_chunk(levels, options):
+    t = chain((1, 3, 4), levels, 9)
+    want = run(t.load(), t, 5, seed=1, **options)
+    for team, chunk in ((1, 1), (1, 5), (2, 2), (2, 5), (9, 3)):
+        got = run(t.load("emulated"), t, 5, seed=1, team=team, chunk=chunk, **options)
+        assert (got[0] == want[0]).all(), (team, chunk)
+        assert (got[1] == want[1]).all(), (team, chunk)
+
+
+def test_every_op_in_teams():
+    t = everything()
+    conditions = np.random.default_rng(3).normal(size=(3, t.condition)).astype(np.float32)
+    want = run(t.load(), t, 3, conditions=conditions, seed=8)
+    program = t.load("emulated")
+    for team in (1, 2):
+        got = run(program, t, 3, conditions=conditions, seed=8, team=team, chunk=2)
+        assert (got[0] == want[0]).all()
+        assert (got[1] == want[1]).all()
+
+
+def test_given_pixels_stay_and_are_scored():
+    t = chain((1, 4, 3), 6, 5)
+    rng = np.random.default_rng(0)
+    given = rng.integers(0, 2, (3, *t.shape), dtype=np.uint8)
+    images = rng.integers(0, 6, (3, *t.shape), dtype=np.int32)
+    want = run(t.load(), t, images=images, given=given, seed=2)
+    got = run(t.load("emulated"), t, images=images, given=given, seed=2)
+    assert (got[0] == want[0]).all()
+    assert (got[1] == want[1]).all()
+    images[2, 0, 1, 1] = 6
+    with pytest.raises(ValueError, match=r"given levels must be in \[0, 6\), got 6 in image 2"):
+        run(t.load("emulated"), t, images=images, given=True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([0, np.nan], "NaN logits at image 0, pixel "),
+        ([np.inf, 0], "infinite logits at image 0, pixel "),
+        ([-np.inf, -np.inf], r"no level a chance \(every logit is -inf\) at image 0, pixel "),
+    ],
+)
+def test_flawed_logits_are_refused(bad, message):
+    t = Tiny((1, 2, 3), 2)
+    x, h = t.buffer(2), t.buffer(2)
+    t.input_op = t.input(0, x, 0, 2)
+    raster(t, [t.conv(h, [(x, 0, 2, -1, 0)], code=[("vector", t.add_data(bad))], products=2)], logits=h)
+    for isa in (None, "emulated"):
+        with pytest.raises(ValueError, match=message):
+            run(t.load(isa), t, 2)
+
+
+def test_progress_and_what_it_throws():
+    t = chain((1, 3, 3), 4, 5)
+    seen = []
+    run(t.load("emulated"), t, 4, progress=seen.append, chunk=2)
+    assert seen[-1] == 1
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(t.load("emulated"), t, 4, progress=interrupt)
+
+
+def test_bad_arguments_are_refused():
+    t = chain((1, 3, 3), 4, 5)
+    with pytest.raises(ValueError, match=r"device must be in \[0, 1\), got 3"):
+        _emulated.Program(t.words(), t.data, 3)
+    program = t.load("emulated")
+    with pytest.raises(ValueError, match="chunk must not be negative, got -1"):
+        run(program, t, chunk=-1)
+    with pytest.raises(ValueError, match="team must not be negative, got -2"):
+        run(program, t, team=-2)
+    with pytest.raises(ValueError, match=r"log_prob must have shape"):
+        program.run(images=np.zeros((1, *t.shape), np.int32), log_prob=np.zeros((2, *t.shape), np.float32))
+    damaged = t.words()
+    damaged[2] += 1
+    with pytest.raises(ValueError, match="words"):
+        _emulated.Program(damaged, t.data)
+    assert _emulated.backend() == "emulated"
+    assert run(program, t, 0)[0].shape == (0, *t.shape)
+
+
+def test_cuda_says_why_it_cannot_be_had():
+    if no_cuda() is None:
+        pytest.skip("this machine has a GPU")
+    model = models.PixelCNN(levels=2, hidden=4, layers=1)
+    with pytest.raises(ValueError, match=r"backend cuda cannot be had: .*; use backend"):
+        pf.compile(model, shape=(1, 4, 4), backend="cuda")
+
+
+@pytest.mark.parametrize("head", ["categorical", "bernoulli"])
+def test_samplers_take_the_backend(head):
+    torch.manual_seed(0)
+    model = models.GatedPixelCNN(levels=2, hidden=4, layers=2, kernel=3, head=head).eval()
+    want = pf.compile(model, shape=(1, 5, 4)).sample(3, seed=1)
+    sampler = pf.compile(model, shape=(1, 5, 4), backend="emulated")
+    got = sampler.sample(3, seed=1, team=2)
+    assert torch.equal(got.images, want.images)
+    assert torch.equal(got.log_prob, want.log_prob)
+    assert torch.equal(sampler.log_prob(got.images), got.log_prob)
+    assert sampler.multiply_adds > 0
+    assert _cpu.default_isa() in _cpu.isas()
