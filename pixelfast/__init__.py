@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .causality import CausalityError
     from .heads import bits_per_dim
     from .lower import LoweringError
+    from .masked_conv import live_taps, masked_conv2d
     from .models import load
     from .sampler import Sample, Sampler, compile
 
@@ -32,7 +33,9 @@ _HOME = {
     "audit": "_audit",
     "bits_per_dim": "heads",
     "compile": "sampler",
+    "live_taps": "masked_conv",
     "load": "models",
+    "masked_conv2d": "masked_conv",
 }
 
 __all__ = [
@@ -48,7 +51,9 @@ __all__ = [
     "data",
     "heads",
     "inputs",
+    "live_taps",
     "load",
+    "masked_conv2d",
     "models",
     "testing",
     "viz",

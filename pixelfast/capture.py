@@ -30,6 +30,7 @@ from torch.distributions import Distribution
 from torch.export.graph_signature import InputKind
 from torch.nn.modules import transformer
 
+from . import masked_conv
 from ._recent import Recent
 from .fingerprint import fingerprint
 from .frozen import Settled, inference_copy, resize_caches
@@ -352,7 +353,8 @@ def _spelled_out() -> Iterator[None]:
 def _decompositions() -> dict[Any, Any]:
     """Composites stay, but for those that are only another way to write others."""
     table = torch.export.default_decompositions()
-    return {op: table[op] for op in _SPELLINGS}
+    spelled = {op: table[op] for op in _SPELLINGS}
+    return {**spelled, torch.ops.pixelfast.masked_conv2d.default: masked_conv.decomposed}
 
 
 @contextlib.contextmanager
