@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import compiling, limits, report, sampling, skew
+from . import compiling, gpu, limits, report, sampling, skew
 
-MODULES = (sampling, limits, compiling, skew, report)
+MODULES = (sampling, limits, compiling, skew, gpu, report)
 
 
 def main() -> None:

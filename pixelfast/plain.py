@@ -34,18 +34,22 @@ def seconds(
     labels: Tensor | None = None,
     passes: int = 3,
 ) -> tuple[float, float]:
-    """Time a few steps of `draw`, after one to warm up.
+    """Time a few steps of `draw` on the device of the model, after one to warm up.
 
     shape: (N, C, H, W).
 
     Returns the seconds of the fastest step, and of all C * H * W steps, extrapolated.
     """
-    steps = draw(model, torch.zeros(shape, dtype=torch.int64), labels)
+    device = next(model.parameters()).device
+    steps = draw(model, torch.zeros(shape, dtype=torch.int64, device=device), labels)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     next(steps)
     times = []
     for _ in range(min(passes, math.prod(shape[1:]) - 1) or 1):
+        wait()
         start = time.perf_counter()
         next(steps, None)
+        wait()
         times.append(time.perf_counter() - start)
     step = min(times)  # what disturbs a measurement only ever makes it longer
     return step, step * math.prod(shape[1:])

@@ -17,7 +17,7 @@ from pixelfast.sampler import compile as compile_model
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not installed
 
-from benchmarks import cached_loop, compiling, floor, harness, limits, report, sampling  # noqa: E402
+from benchmarks import cached_loop, compiling, floor, gpu, harness, limits, report, sampling  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -302,3 +302,29 @@ def test_limits_from_measurement_to_tables(tmp_path, capsys, monkeypatch):
     assert record["sizes"][0]["ns_per_pixel"] > 0
     assert set(report.blocks(record)) == {"limits", "parts", "sizes"}
     assert "over floor" in capsys.readouterr().out
+
+
+def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
+    tiny = sampling.Case(models.PixelCNN, 1, 4, 4, 1, levels=3)
+    monkeypatch.setattr(gpu, "CASES", ((tiny, (1, 2)),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    parser = gpu.argparse.ArgumentParser()
+    gpu.add_arguments(parser)
+    out = tmp_path / "gpu.json"
+    options = ["--backend", "emulated", "--repeats", "1", "--teams", "1", "2", "--out", str(out)]
+    gpu.run(parser.parse_args(options))
+    record = json.loads(out.read_text())
+    assert record["backend"] == "emulated"
+    assert [set(row["seconds"]) for row in record["rows"]] == [{"1 blocks", "2 blocks", "cpu"}] * 2
+    assert "launches" in capsys.readouterr().out
+    other = compile_model(tiny.model(), shape=tiny.shape)  # of other weights
+    with pytest.raises(ValueError, match="emulated and cpu draw different images"):
+        gpu.verify(compile_model(tiny.model(), shape=tiny.shape, backend="emulated"), other)
+
+
+def test_gpu_says_that_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr(gpu.runtimes, "no_cuda", lambda: "there is no GPU, or no driver for it")
+    parser = gpu.argparse.ArgumentParser()
+    gpu.add_arguments(parser)
+    with pytest.raises(ValueError, match="not measured: there is no GPU"):
+        gpu.run(parser.parse_args([]))

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from random_networks import networks
 from torch import Tensor
 from torch.nn import functional as F
-from zoo import ISAS, ORDERS, SPECS, TOLERANCE, Case, Spec, case_of, dependence, labels_of
+from zoo import ISAS, ON_A_GPU, ORDERS, SPECS, TOLERANCE, Case, Spec, case_of, dependence, labels_of
 
 import pixelfast as pf
 from pixelfast import _cpu
@@ -23,7 +23,7 @@ SEED = 11
 RUNGS = (
     [pytest.param("reference", None, id="reference")]
     + [pytest.param("cpu", *p.values, id=p.values[0], marks=p.marks) for p in ISAS]
-    + [pytest.param("emulated", None, id="emulated")]
+    + [pytest.param("emulated", None, id="emulated"), pytest.param("cuda", None, id="cuda", marks=ON_A_GPU)]
 )
 
 every_model = pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -22,7 +22,7 @@ from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
 from pixelfast.orders import schedule_in
-from pixelfast.runtime import Target
+from pixelfast.runtime import Target, no_cuda
 
 # How far an image's log-probability may lie from the model's own, evaluated in float64.
 TOLERANCE = {
@@ -34,6 +34,7 @@ ISAS = [
     pytest.param(isa, marks=pytest.mark.skipif(isa not in _cpu.isas(), reason=f"this machine has no {isa}"))
     for isa in ("scalar", "avx2", "avx512")
 ]
+ON_A_GPU = [pytest.mark.cuda, pytest.mark.skipif(no_cuda() is not None, reason=f"{no_cuda()}")]
 ORDERS = ("raster", "wavefront")
 
 
@@ -122,9 +123,11 @@ def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
         assert torch.equal(got.log_prob, want.log_prob)
     for team in (1, 2):
         assert torch.equal(sampler.log_prob(want.images, threads=2, team=team), want.log_prob)
-    if isa == "scalar":  # once
-        emulated = recompile(reference, reference.schedule, backend="emulated")
-        got = emulated.sample(2, seed=seed, chunk=2, team=2)
+    if isa != "scalar":  # once
+        return
+    for backend in ("emulated", "cuda") if no_cuda() is None else ("emulated",):
+        device = recompile(reference, reference.schedule, backend=backend)
+        got = device.sample(2, seed=seed, chunk=2, team=2)
         assert torch.equal(got.images, want.images[:2])
         assert torch.equal(got.log_prob, want.log_prob[:2])
 

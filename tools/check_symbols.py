@@ -26,7 +26,7 @@ def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
 
 def complaints(build: Path) -> list[str]:
     objects = sorted(build.rglob("isa_*.cpp.o*"))
-    modules = sorted(build.glob("_c*.so"))
+    modules = sorted(build.glob("_*.so"))
     if not objects or not modules:
         return [f"{build}: no object files or no module found; build first"]
     found = []

@@ -1,6 +1,7 @@
 #include "cuda/runtime.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -32,6 +33,12 @@ int checked_device(int device) {
   return device;
 }
 
+// Cycles, by which crews are compared. They are guesses until they are measured on a GPU.
+constexpr double kMultiplyAddCycles = 10;  // a step of the chains of a tile
+constexpr double kLaunchCycles = 500;      // finding rows and places
+constexpr double kBlockWaitCycles = 100;   // for the threads of a block
+constexpr double kTeamWaitCycles = 3000;   // for other blocks, through memory
+
 }  // namespace
 
 Memory::Memory(Memory&& other) noexcept
@@ -56,6 +63,40 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       launches_(sent(device, flat_.launches)),
       data_(sent(device, data, static_cast<size_t>(n_data))) {}
 
+Engine::Crew Engine::crew_of(int64_t n, int chunk, int blocks) const {
+  const int most = std::max(device_.blocks / blocks, 1);
+  const int64_t images = std::min<int64_t>(chunk > 0 ? chunk : (n + most - 1) / most, n);
+  const int64_t chunks = (n + images - 1) / images;
+  return {static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images)};
+}
+
+double Engine::cost(const Crew& crew, int64_t n) const {
+  const double threads = static_cast<double>(crew.blocks) * device_.threads;
+  const double wait = crew.blocks > 1 ? kTeamWaitCycles : kBlockWaitCycles;
+  double total = 0;
+  for (const FlatLaunch& launch : flat_.launches) {
+    const OpRecord& op = program_.ops[launch.op];
+    const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + kTileRows - 1) / kTileRows;
+    const double rounds = std::ceil(static_cast<double>(tiles * op.channels) / threads);
+    total += kLaunchCycles + (launch.waits ? wait : 0) +
+             rounds * static_cast<double>(op.depth) * kMultiplyAddCycles;
+  }
+  const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;
+  return total * static_cast<double>((chunks + crew.teams - 1) / crew.teams);
+}
+
+Engine::Crew Engine::choose_crew(const Request& r) const {
+  if (r.team > 0) return crew_of(r.n, r.chunk, std::min(r.team, device_.blocks));
+  Crew best = crew_of(r.n, r.chunk, 1);
+  double least = cost(best, r.n);
+  for (int blocks = 2; blocks <= device_.blocks; blocks *= 2) {
+    const Crew crew = crew_of(r.n, r.chunk, blocks);
+    const double found = cost(crew, r.n);
+    if (found < least) best = crew, least = found;
+  }
+  return best;
+}
+
 int64_t Engine::run(const Request& r, const std::function<void(double)>& progress) {
   if (r.n == 0) return 0;
   const Program& p = program_;
@@ -78,10 +119,8 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
                   p.arena_floats,
                   p.condition_floats};
   walk.threads = device_.threads;
-  walk.team_blocks = r.team > 0 ? std::min(r.team, device_.blocks) : 1;
-  const int most = device_.blocks / walk.team_blocks;
-  walk.chunk = static_cast<int32_t>(std::min<int64_t>(r.chunk > 0 ? r.chunk : (r.n + most - 1) / most, r.n));
-  walk.teams = static_cast<int32_t>(std::min<int64_t>(most, (r.n + walk.chunk - 1) / walk.chunk));
+  const Crew crew = choose_crew(r);
+  walk.teams = crew.teams, walk.team_blocks = crew.blocks, walk.chunk = crew.chunk;
 
   Memory images = sent(device, r.images, pixels), log_prob = sent(device, r.log_prob, pixels);
   Memory given = sent(device, r.given, r.given != nullptr ? pixels : 0);

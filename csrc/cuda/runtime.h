@@ -39,6 +39,14 @@ class Engine {
   const DeviceInfo& device() const { return device_; }
 
  private:
+  // How a run is shared: `teams` of `blocks` blocks, each with `chunk` images at a time.
+  struct Crew {
+    int teams, blocks, chunk;
+  };
+  Crew crew_of(int64_t n, int chunk, int blocks) const;
+  Crew choose_crew(const Request& request) const;
+  double cost(const Crew& crew, int64_t n) const;  // in cycles
+
   Program program_;
   Flat flat_;
   DeviceInfo device_;
