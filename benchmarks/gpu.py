@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from pixelfast import Sampler, models, plain
+from pixelfast import Sampler, _emulated, masked_conv, models, plain
 from pixelfast import runtime as runtimes
 from pixelfast._files import check_writable
+from pixelfast.device_conv import Kernels
 from pixelfast.sampler import compile as compile_model
 
 from . import harness
@@ -25,6 +27,7 @@ CASES = (
     (Case(models.GatedPixelCNN, 1, 32, 128, 15), (16, 256)),
     (Case(models.GatedPixelCNN, 3, 32, 128, 15), (16,)),
 )
+CONVOLUTIONS = ((32, 64, 64), (32, 128, 128), (64, 64, 256))  # image, batch, hidden
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 
 
@@ -81,6 +84,56 @@ def measure(
     return rows
 
 
+def convolution(
+    module: ModuleType, size: int, batch: int, hidden: int, device: str, repeats: int
+) -> dict[str, Any]:
+    """A gated horizontal and a gated vertical convolution, forward and backward: the kernels against their twin."""
+    kernels, row = Kernels(module), {"size": size, "batch": batch, "hidden": hidden, "seconds": {}}
+    for name, kernel, padding in (("1x2", (1, 2), (1, 0, 0, 0)), ("2x3", (2, 3), (1, 1, 1, 0))):
+        half = torch.bfloat16 if device == "cuda" else torch.float32
+        x = torch.randn(batch, hidden, size, size, device=device, dtype=half)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(2 * hidden, hidden, *kernel, device=device, dtype=half)
+        grad = torch.randn(batch, 2 * hidden, size, size, device=device, dtype=half)
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        taps = range(kernel[0] * kernel[1])
+
+        def timer(work: Callable[[], object]) -> Callable[[], float]:
+            def timed() -> float:
+                wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+                wait()
+                return harness.timed(lambda: (work(), wait()))
+
+            return timed
+
+        forward = (x, weight, None, None, padding, taps, None, True, None)
+        to_input = (grad, weight, None, (size, size), padding, taps)
+        to_weight = (grad, x, None, kernel, padding, taps, True)
+        row["seconds"][name] = harness.interleaved(
+            {
+                "forward, kernels": timer(lambda a=forward: kernels.forward(*a)),
+                "forward, twin": timer(lambda a=forward: masked_conv._forward(*a)),
+                "to input, kernels": timer(lambda a=to_input: kernels.input_grad(*a)),
+                "to input, twin": timer(lambda a=to_input: masked_conv._input_grad(*a)),
+                "to weight, kernels": timer(lambda a=to_weight: kernels.weight_grad(*a)),
+                "to weight, twin": timer(lambda a=to_weight: masked_conv._weight_grad(*a)),
+            },
+            repeats,
+        )
+    return row
+
+
+def convolution_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """How many times as fast as their twin the kernels are."""
+    lines = [["image", "batch", "hidden", "kernel", "forward", "to input", "to weight"]]
+    for row in result["convolutions"]:
+        for name, seconds in row["seconds"].items():
+            ratios = (seconds[f"{k}, twin"] / seconds[f"{k}, kernels"] for k in lines[0][4:])
+            sizes = f"{row['size']}x{row['size']}", str(row["batch"]), str(row["hidden"])
+            lines.append([*sizes, name, *(f"{ratio:.2f}x" for ratio in ratios)])
+    return lines
+
+
 def table(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of a table, the head first."""
     lines = [["model", "batch", "launches", "best", "of", "cpu", "plain loop*", "vs plain"]]
@@ -110,6 +163,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teams", type=int, nargs="+", default=(1, 2, 4, 8), metavar="N", help="blocks that share images"
     )
+    parser.add_argument(
+        "--convolutions",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="time the kernels of masked convolutions, too",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds, after one to warm up (3)")
     parser.add_argument("--out", help="where the JSON record goes")
 
@@ -127,11 +186,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             rows += measure(
                 case, batches, backend=options.backend, teams=options.teams, repeats=options.repeats
             )
+    module, device = (runtimes._cuda, "cuda") if options.backend == "cuda" else (_emulated, "cpu")
     result = harness.record("gpu", 1, busy, rows)
+    result["convolutions"] = [
+        convolution(module, *sizes, device, options.repeats) for sizes in CONVOLUTIONS if options.convolutions
+    ]
     result["gpu"] = gpu()
     result["backend"] = options.backend
     print(harness.table(table(result)))
     print("* extrapolated from three forward passes")
+    print(harness.table(convolution_table(result)))
     if options.out is not None:
         harness.save(result, options.out)
     return result

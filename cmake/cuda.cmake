@@ -38,7 +38,7 @@ if(NOT DEFINED cuda_architectures)
 endif()
 message(STATUS "pixelfast: built with CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${cuda_architectures}")
 
-python_add_library(_cuda MODULE WITH_SOABI ${device_sources} csrc/cuda/device_cuda.cu)
+python_add_library(_cuda MODULE WITH_SOABI ${device_sources} csrc/cuda/device_cuda.cu csrc/cuda/conv_cuda.cu)
 set_target_properties(_cuda PROPERTIES CUDA_ARCHITECTURES "${cuda_architectures}")
 target_compile_definitions(_cuda PRIVATE PIXELFAST_MODULE=_cuda)
 target_compile_options(_cuda PRIVATE

@@ -307,6 +307,7 @@ def test_limits_from_measurement_to_tables(tmp_path, capsys, monkeypatch):
 def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     tiny = sampling.Case(models.PixelCNN, 1, 4, 4, 1, levels=3)
     monkeypatch.setattr(gpu, "CASES", ((tiny, (1, 2)),))
+    monkeypatch.setattr(gpu, "CONVOLUTIONS", ((4, 1, 2),))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     parser = gpu.argparse.ArgumentParser()
     gpu.add_arguments(parser)
@@ -315,6 +316,7 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     gpu.run(parser.parse_args(options))
     record = json.loads(out.read_text())
     assert record["backend"] == "emulated"
+    assert set(record["convolutions"][0]["seconds"]) == {"1x2", "2x3"}
     assert [set(row["seconds"]) for row in record["rows"]] == [{"1 blocks", "2 blocks", "cpu"}] * 2
     assert "launches" in capsys.readouterr().out
     other = compile_model(models.PixelCNN(levels=3, hidden=5), shape=tiny.shape)

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/arrays.h"
+#include "cuda/conv.h"
 #include "cuda/runtime.h"
 #ifdef PIXELFAST_EMULATED
 #include "cuda/emulator.h"
@@ -68,6 +69,89 @@ class DeviceProgram {
   Engine engine_;
 };
 
+// Tensors come as an address and strides in elements: Python has checked shapes and types.
+struct Tensor {
+  uint64_t address;
+  std::vector<int64_t> strides;
+};
+
+Tensor tensor(const py::tuple& t) {
+  return {t[0].cast<uint64_t>(), t.size() > 1 ? t[1].cast<std::vector<int64_t>>() : std::vector<int64_t>()};
+}
+
+Strides strides_of(const Tensor& t) {
+  if (t.strides.size() != 4)
+    fail("[masked_conv] a tensor has 4 strides, got " + std::to_string(t.strides.size()));
+  return {t.strides[0], t.strides[1], t.strides[2], t.strides[3]};
+}
+
+template <class T>
+T* address(const Tensor& t) {
+  return reinterpret_cast<T*>(t.address);
+}
+
+// What both kinds of launches have. sizes: batch, inputs, outputs, height, width, in_height, in_width. taps:
+// dy, dx, row and column in the kernel.
+template <class Args>
+void fill_sums(Args& a, int type, const std::vector<int32_t>& sizes,
+               const std::vector<std::vector<int32_t>>& taps, const Tensor& weight, const Tensor& mask) {
+  if (type < 0 || type > 3) fail("[masked_conv] there is no type " + std::to_string(type));
+  if (sizes.size() != 7) fail("[masked_conv] sizes are 7 numbers, got " + std::to_string(sizes.size()));
+  for (const int32_t size : sizes) {
+    if (size < 0) fail("[masked_conv] sizes must not be negative");
+  }
+  if (taps.size() > kMostTaps) {
+    fail("[masked_conv] at most " + std::to_string(kMostTaps) + " taps, got " + std::to_string(taps.size()));
+  }
+  a.type = static_cast<Type>(type);
+  a.batch = sizes[0], a.inputs = sizes[1], a.outputs = sizes[2], a.height = sizes[3], a.width = sizes[4];
+  a.in_height = sizes[5], a.in_width = sizes[6];
+  a.n_taps = static_cast<int32_t>(taps.size());
+  a.weight_strides = strides_of(weight);
+  a.mask = address<const uint8_t>(mask);
+  a.mask_strides = mask.address != 0 ? strides_of(mask) : Strides{};
+  for (size_t t = 0; t < taps.size(); ++t) {
+    if (taps[t].size() != 4) fail("[masked_conv] a tap is 4 numbers");
+    a.tap_y[t] = static_cast<int16_t>(taps[t][0]), a.tap_x[t] = static_cast<int16_t>(taps[t][1]);
+    a.tap_weight[t] = taps[t][2] * a.weight_strides.y + taps[t][3] * a.weight_strides.x;
+    a.tap_mask[t] = taps[t][2] * a.mask_strides.y + taps[t][3] * a.mask_strides.x;
+  }
+}
+
+void conv(int type, const std::vector<int32_t>& sizes, const std::vector<std::vector<int32_t>>& taps,
+          const py::tuple& in, const py::tuple& weight, const py::tuple& mask, const py::tuple& bias,
+          const py::tuple& condition, const py::tuple& residual, const py::tuple& factors,
+          const py::tuple& out, bool gate, int device, uint64_t stream) {
+  ConvArgs a{};
+  fill_sums(a, type, sizes, taps, tensor(weight), tensor(mask));
+  const auto strides = [](const Tensor& t) { return t.address != 0 ? strides_of(t) : Strides{}; };
+  a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
+  a.weight = address<void>(tensor(weight)), a.bias = address<void>(tensor(bias));
+  a.condition = address<void>(tensor(condition)), a.condition_strides = strides(tensor(condition));
+  a.residual = address<void>(tensor(residual)), a.residual_strides = strides(tensor(residual));
+  a.factors = address<void>(tensor(factors)), a.factor_strides = strides(tensor(factors));
+  a.out = address<void>(tensor(out)), a.out_strides = strides_of(tensor(out));
+  a.gate = gate;
+  if (gate && (a.factors == nullptr || a.outputs % 2 != 0)) fail("[masked_conv] a gate has two factors");
+  const py::gil_scoped_release no_gil;
+  masked_conv(a, device, stream);
+}
+
+void weight_grad(int type, const std::vector<int32_t>& sizes, const std::vector<std::vector<int32_t>>& taps,
+                 const py::tuple& grad, const py::tuple& in, const py::tuple& mask, const py::tuple& weight,
+                 const py::tuple& bias, const py::tuple& parts, int splits, int device, uint64_t stream) {
+  WeightGradArgs a{};
+  fill_sums(a, type, sizes, taps, tensor(weight), tensor(mask));
+  if (splits < 1) fail("[masked_conv] splits must be at least 1, got " + std::to_string(splits));
+  a.splits = splits;
+  a.grad = address<void>(tensor(grad)), a.grad_strides = strides_of(tensor(grad));
+  a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
+  a.weight = address<void>(tensor(weight)), a.bias = address<void>(tensor(bias));
+  a.parts32 = address<float>(tensor(parts)), a.parts64 = address<double>(tensor(parts));
+  const py::gil_scoped_release no_gil;
+  masked_conv_weight_grad(a, device, stream);
+}
+
 py::list devices() {
   py::list found;
   for (int i = 0; i < device_count(); ++i) {
@@ -85,6 +169,14 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   m.doc() = "A runtime of pixelfast on GPUs, or on their emulation. See csrc/cuda/.";
   m.def("backend", &backend_name);
   m.def("devices", &devices);
+  m.attr("most_taps") = kMostTaps;
+  m.def("masked_conv", &conv, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
+        py::arg("input"), py::arg("weight"), py::arg("mask"), py::arg("bias"), py::arg("condition"),
+        py::arg("residual"), py::arg("factors"), py::arg("out"), py::arg("gate"), py::arg("device"),
+        py::arg("stream"));
+  m.def("masked_conv_weight_grad", &weight_grad, py::kw_only(), py::arg("type"), py::arg("sizes"),
+        py::arg("taps"), py::arg("grad"), py::arg("input"), py::arg("mask"), py::arg("weight"),
+        py::arg("bias"), py::arg("parts"), py::arg("splits"), py::arg("device"), py::arg("stream"));
 #ifdef PIXELFAST_EMULATED
   m.def("provoke", [](const std::string& name) {
     if (!simt::provoke(name.c_str())) fail("[provoke] there is no fault '" + name + "'");

@@ -1,0 +1,239 @@
+// The kernels of conv.h. Included where simt.h is CUDA's, and where it is the emulation.
+#pragma once
+
+#include "core/math.h"
+#include "cuda/conv.h"
+#include "cuda/simt.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+#include "cpu/vec_scalar.h"
+
+// What sums of a type are: float, but for double.
+template <class T>
+struct SumOf {
+  using Type = float;
+};
+template <>
+struct SumOf<double> {
+  using Type = double;
+};
+
+// Two tiles of terms: kDeep of them for kSide rows, and for kSide columns.
+template <class Sum>
+struct ConvMemory {
+  simt::Shared<Sum, kDeep * kSide> rows, columns;
+};
+
+PIXELFAST_DEVICE inline float tanh_of(float x) { return vtanh(Lanes{x}).v; }
+PIXELFAST_DEVICE inline float sigmoid_of(float x) { return vsigmoid(Lanes{x}).v; }
+PIXELFAST_DEVICE inline double tanh_of(double x) { return ::tanh(x); }
+PIXELFAST_DEVICE inline double sigmoid_of(double x) { return 1.0 / (1.0 + ::exp(-x)); }
+
+template <class T>
+PIXELFAST_DEVICE inline typename SumOf<T>::Type load_as_sum(const void* p, int64_t at) {
+  return static_cast<typename SumOf<T>::Type>(static_cast<const T*>(p)[at]);
+}
+
+PIXELFAST_DEVICE inline float multiply_add(float a, float b, float c) { return Lanes::fma({a}, {b}, {c}).v; }
+PIXELFAST_DEVICE inline double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+// acc[i][j] += the sum over k of rows[k][4 * ty + i] * columns[k][tx + 16 * j].
+template <class Sum>
+PIXELFAST_DEVICE inline void multiply(const ConvMemory<Sum>& memory, int ty, int tx, Sum (&acc)[4][4]) {
+  for (int k = 0; k < kDeep; ++k) {
+    Sum a[4], b[4];
+    for (int i = 0; i < 4; ++i) a[i] = memory.rows.get(k * kSide + 4 * ty + i);
+    for (int j = 0; j < 4; ++j) b[j] = memory.columns.get(k * kSide + tx + 16 * j);
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) acc[i][j] = multiply_add(a[i], b[j], acc[i][j]);
+    }
+  }
+}
+
+struct Position {
+  int32_t n, y, x;
+};
+
+PIXELFAST_DEVICE inline Position position_of(int64_t p, int32_t height, int32_t width) {
+  const int64_t row = p / width;
+  return {static_cast<int32_t>(row / height), static_cast<int32_t>(row % height),
+          static_cast<int32_t>(p % width)};
+}
+
+PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, int64_t c) {
+  return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
+}
+
+// One tile of positions times output channels. With a gate, columns are pairs: half of them of each factor.
+template <class T>
+PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>::Type>& memory) {
+  using Sum = typename SumOf<T>::Type;
+  const int thread = simt::thread(), ty = thread / 16, tx = thread % 16;
+  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
+  const int wide = a.gate ? kSide / 2 : kSide, half = a.outputs / 2;
+  const int column_blocks = ((a.gate ? half : a.outputs) + wide - 1) / wide;
+  const int64_t first = static_cast<int64_t>(simt::block() / column_blocks) * kSide;
+  const int start = simt::block() % column_blocks * wide;
+  const auto channel_of = [&](int column) {  // -1: none
+    const bool second = a.gate && column >= wide;
+    const int c = start + (second ? column - wide : column);
+    return c < (a.gate ? half : a.outputs) ? c + (second ? half : 0) : -1;
+  };
+  Sum acc[4][4] = {};
+  const int64_t depth = static_cast<int64_t>(a.n_taps) * a.inputs;
+  for (int64_t k0 = 0; k0 < depth; k0 += kDeep) {
+    for (int e = thread; e < kDeep * kSide; e += kConvThreads) {
+      const int64_t k = k0 + e / kSide, p = first + e % kSide;
+      Sum x = 0, w = 0;
+      if (k < depth) {
+        const int tap = static_cast<int>(k / a.inputs);
+        const int64_t c = k % a.inputs;
+        if (p < positions) {
+          Position at = position_of(p, a.height, a.width);
+          at.y += a.tap_y[tap], at.x += a.tap_x[tap];
+          const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
+          if (inside) x = load_as_sum<T>(a.in, place_of(a.in_strides, at, c));
+        }
+        const int channel = channel_of(e % kSide);
+        const auto live = [&] {
+          return a.mask == nullptr ||
+                 a.mask[channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap]] != 0;
+        };
+        if (channel >= 0 && live()) {
+          w = load_as_sum<T>(a.weight,
+                             channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap]);
+        }
+      }
+      memory.rows.set(e, x), memory.columns.set(e, w);
+    }
+    simt::sync_block();
+    multiply(memory, ty, tx, acc);
+    simt::sync_block();
+  }
+  for (int i = 0; i < 4; ++i) {
+    const int64_t p = first + 4 * ty + i;
+    if (p >= positions) continue;
+    const Position at = position_of(p, a.height, a.width);
+    for (int j = 0; j < 4; ++j) {
+      const int channel = channel_of(tx + 16 * j);
+      if (channel < 0) continue;
+      Sum& y = acc[i][j];
+      if (a.bias != nullptr) y += load_as_sum<T>(a.bias, channel);
+      if (a.condition != nullptr)
+        y += load_as_sum<T>(a.condition, place_of(a.condition_strides, at, channel));
+      if (!a.gate) continue;
+      y = j < 2 ? tanh_of(y) : sigmoid_of(y);
+      static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y);
+    }
+    for (int j = 0; j < (a.gate ? 2 : 4); ++j) {
+      const int channel = channel_of(tx + 16 * j);
+      if (channel < 0) continue;
+      Sum y = a.gate ? acc[i][j] * acc[i][j + 2] : acc[i][j];
+      if (a.residual != nullptr) y += load_as_sum<T>(a.residual, place_of(a.residual_strides, at, channel));
+      static_cast<T*>(a.out)[place_of(a.out_strides, at, channel)] = static_cast<T>(y);
+    }
+  }
+}
+
+template <class Sum>
+PIXELFAST_DEVICE inline Sum* parts_of(const WeightGradArgs& a);
+template <>
+PIXELFAST_DEVICE inline float* parts_of<float>(const WeightGradArgs& a) {
+  return a.parts32;
+}
+template <>
+PIXELFAST_DEVICE inline double* parts_of<double>(const WeightGradArgs& a) {
+  return a.parts64;
+}
+
+// One tile of output channels times (taps and input channels), over the positions of one split. The last
+// column is the bias, whose input is 1.
+template <class T>
+PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
+                                        ConvMemory<typename SumOf<T>::Type>& memory) {
+  using Sum = typename SumOf<T>::Type;
+  const int thread = simt::thread(), ty = thread / 16, tx = thread % 16;
+  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
+  const int64_t all = static_cast<int64_t>(a.n_taps) * a.inputs + 1;
+  const int64_t column_blocks = (all + kSide - 1) / kSide, row_blocks = (a.outputs + kSide - 1) / kSide;
+  const int64_t split = simt::block() / (column_blocks * row_blocks);
+  const int64_t tile = simt::block() % (column_blocks * row_blocks);
+  const int64_t start = tile % column_blocks * kSide;
+  const int first = static_cast<int>(tile / column_blocks * kSide);
+  const int64_t begin = positions * split / a.splits, end = positions * (split + 1) / a.splits;
+  Sum acc[4][4] = {};
+  for (int64_t p0 = begin; p0 < end; p0 += kDeep) {
+    for (int e = thread; e < kDeep * kSide; e += kConvThreads) {
+      const int64_t p = p0 + e / kSide, column = start + e % kSide;
+      const int channel = first + e % kSide;
+      Sum g = 0, x = 0;
+      if (p < end) {
+        Position at = position_of(p, a.height, a.width);
+        if (channel < a.outputs) g = load_as_sum<T>(a.grad, place_of(a.grad_strides, at, channel));
+        if (column == all - 1) {
+          x = 1;
+        } else if (column < all) {
+          const int tap = static_cast<int>(column / a.inputs);
+          at.y += a.tap_y[tap], at.x += a.tap_x[tap];
+          const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
+          if (inside) x = load_as_sum<T>(a.in, place_of(a.in_strides, at, column % a.inputs));
+        }
+      }
+      memory.rows.set(e, g), memory.columns.set(e, x);
+    }
+    simt::sync_block();
+    multiply(memory, ty, tx, acc);
+    simt::sync_block();
+  }
+  Sum* parts = parts_of<Sum>(a) + split * a.outputs * all;
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      const int64_t channel = first + 4 * ty + i, column = start + tx + 16 * j;
+      if (channel < a.outputs && column < all) parts[channel * all + column] = acc[i][j];
+    }
+  }
+}
+
+// A thread for each weight: its parts are added in order, so that the result is the same every time.
+template <class T>
+PIXELFAST_DEVICE void weight_grad_sum(const WeightGradArgs& a) {
+  using Sum = typename SumOf<T>::Type;
+  const int64_t all = static_cast<int64_t>(a.n_taps) * a.inputs + 1;
+  const int64_t k = static_cast<int64_t>(simt::block()) * simt::threads() + simt::thread();
+  if (k >= a.outputs * all) return;
+  Sum sum = 0;
+  for (int s = 0; s < a.splits; ++s) sum += parts_of<Sum>(a)[s * a.outputs * all + k];
+  const int64_t channel = k / all, column = k % all;
+  if (column == all - 1) {
+    if (a.bias != nullptr) static_cast<T*>(a.bias)[channel] = static_cast<T>(sum);
+    return;
+  }
+  const int tap = static_cast<int>(column / a.inputs);
+  const int64_t c = column % a.inputs;
+  if (a.mask != nullptr && a.mask[channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap]] == 0)
+    return;
+  const int64_t at = channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap];
+  static_cast<T*>(a.weight)[at] = static_cast<T>(sum);
+}
+
+// Blocks that a launch needs.
+inline int conv_blocks(const ConvArgs& a) {
+  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
+  const int columns = a.gate ? a.outputs / 2 : a.outputs, wide = a.gate ? kSide / 2 : kSide;
+  return static_cast<int>((positions + kSide - 1) / kSide * ((columns + wide - 1) / wide));
+}
+inline int weight_grad_blocks(const WeightGradArgs& a) {
+  const int64_t all = static_cast<int64_t>(a.n_taps) * a.inputs + 1;
+  return static_cast<int>((all + kSide - 1) / kSide * ((a.outputs + kSide - 1) / kSide) * a.splits);
+}
+inline int weight_sum_blocks(const WeightGradArgs& a) {
+  const int64_t all = a.outputs * (static_cast<int64_t>(a.n_taps) * a.inputs + 1);
+  return static_cast<int>((all + kConvThreads - 1) / kConvThreads);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pixelfast

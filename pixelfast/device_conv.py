@@ -1,0 +1,165 @@
+"""The ops of masked_conv.py by the kernels of csrc/cuda/conv_kernels.h: on a GPU, or on its emulation.
+
+A kernel is told addresses and strides, so that tensors of any layout are read and written where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import masked_conv as twin
+
+TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+NOTHING = (0, (0, 0, 0, 0))
+
+_SUMS = 1 << 14  # positions that one part of a weight's gradient adds up
+_MOST_PARTS = 64
+
+
+class Kernels:
+    """The three ops, by an extension module: `pixelfast._cuda` or `pixelfast._emulated`.
+
+    What the kernels have no room for goes to the twin.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module = module
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        padding: Sequence[int],
+        taps: Sequence[int],
+        condition: Tensor | None,
+        gate: bool,
+        residual: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `pixelfast::masked_conv2d`."""
+        if not self.fits(x, taps):
+            return twin._forward(x, weight, bias, mask, padding, taps, condition, gate, residual)
+        bias = None if bias is None else bias.contiguous()
+        out, factors = twin._forward_fake(x, weight, bias, mask, padding, taps, condition, gate, residual)
+        columns, (left, _, top, _) = weight.shape[3], padding
+        places = [(t // columns - top, t % columns - left, t // columns, t % columns) for t in taps]
+        per_position = (
+            None if condition is None else twin._per_position(condition).expand(*factors_of(out, weight))
+        )
+        self.module.masked_conv(
+            type=TYPES[x.dtype],
+            sizes=[x.shape[0], x.shape[1], weight.shape[0], *out.shape[2:], *x.shape[2:]],
+            taps=places,
+            input=told(x),
+            weight=told(weight),
+            mask=told(None if mask is None else mask.expand_as(weight)),
+            bias=(0 if bias is None else bias.data_ptr(),),
+            condition=told(per_position),
+            residual=told(residual),
+            factors=told(factors if gate else None),
+            out=told(out),
+            gate=gate,
+            **where(x),
+        )
+        return out, factors
+
+    def input_grad(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        size: Sequence[int],
+        padding: Sequence[int],
+        taps: Sequence[int],
+    ) -> Tensor:
+        """As `pixelfast::masked_conv2d_input_grad`: a convolution with the taps turned round."""
+        if not self.fits(grad, taps):
+            return twin._input_grad(grad, weight, mask, size, padding, taps)
+        out = twin._input_grad_fake(grad, weight, mask, size, padding, taps)
+        columns, (left, _, top, _) = weight.shape[3], padding
+        places = [(top - t // columns, left - t % columns, t // columns, t % columns) for t in taps]
+        self.module.masked_conv(
+            type=TYPES[grad.dtype],
+            sizes=[grad.shape[0], grad.shape[1], out.shape[1], *out.shape[2:], *grad.shape[2:]],
+            taps=places,
+            input=told(grad),
+            weight=told(weight.transpose(0, 1)),
+            mask=told(None if mask is None else mask.expand_as(weight).transpose(0, 1)),
+            bias=(0,),
+            condition=NOTHING,
+            residual=NOTHING,
+            factors=NOTHING,
+            out=told(out),
+            gate=False,
+            **where(grad),
+        )
+        return out
+
+    def weight_grad(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mask: Tensor | None,
+        kernel: Sequence[int],
+        padding: Sequence[int],
+        taps: Sequence[int],
+        bias: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """As `pixelfast::masked_conv2d_weight_grad`: parts of the sums over positions, then those in order."""
+        if not self.fits(x, taps):
+            return twin._weight_grad(grad, x, mask, kernel, padding, taps, bias)
+        found, of_bias = twin._weight_grad_fake(grad, x, mask, kernel, padding, taps, bias)
+        found.zero_()
+        columns, (left, _, top, _) = kernel[1], padding
+        places = [(t // columns - top, t % columns - left, t // columns, t % columns) for t in taps]
+        positions = grad.shape[0] * grad.shape[2] * grad.shape[3]
+        splits = min(max(-(-positions // _SUMS), 1), _MOST_PARTS)
+        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+        parts = x.new_empty((splits, grad.shape[1], len(taps) * x.shape[1] + 1), dtype=sums)
+        self.module.masked_conv_weight_grad(
+            type=TYPES[x.dtype],
+            sizes=[grad.shape[0], x.shape[1], grad.shape[1], *grad.shape[2:], *x.shape[2:]],
+            taps=places,
+            grad=told(grad),
+            input=told(x),
+            mask=told(None if mask is None else mask.expand_as(found)),
+            weight=told(found),
+            bias=(of_bias.data_ptr() if bias else 0,),
+            parts=(parts.data_ptr(),),
+            splits=splits,
+            **where(x),
+        )
+        return found, of_bias
+
+    def fits(self, x: Tensor, taps: Sequence[int]) -> bool:
+        """Whether the kernels have the type, and room for the taps."""
+        return x.dtype in TYPES and len(taps) <= self.module.most_taps
+
+    def register(self, library: torch.library.Library, key: str) -> None:
+        """Make these what the ops are on the devices of a dispatch key."""
+        library.impl("masked_conv2d", self.forward, key)
+        library.impl("masked_conv2d_input_grad", self.input_grad, key)
+        library.impl("masked_conv2d_weight_grad", self.weight_grad, key)
+
+
+def factors_of(out: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    """The shape of what is gated."""
+    return out.shape[0], weight.shape[0], out.shape[2], out.shape[3]
+
+
+def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
+    """What a kernel is told of a tensor of four axes."""
+    return NOTHING if t is None else (t.data_ptr(), tuple(t.stride()))
+
+
+def where(t: Tensor) -> dict[str, Any]:
+    """The device of a tensor, and the stream that is current there."""
+    if t.device.type != "cuda":
+        return {"device": 0, "stream": 0}
+    return {"device": t.device.index, "stream": torch.cuda.current_stream(t.device).cuda_stream}
