@@ -180,7 +180,8 @@ class Walker {
   }
 
   PIXELFAST_DEVICE void run_input(const FlatOp& op, const Row& r, int32_t c) {
-    const int32_t level = w_.images[pixel(r, op.colour)];
+    const int32_t found = w_.images[pixel(r, op.colour)];  // the caller's, where nothing was drawn yet
+    const int32_t level = found >= 0 && found < p_.levels ? found : 0;
     here(op.buffer, op.channel, r)[c] = p_.data[op.table + static_cast<int64_t>(level) * op.channels + c];
   }
 

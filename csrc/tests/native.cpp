@@ -14,10 +14,12 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
+#include "cuda/runtime.h"
 
 extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
   // A damaged program may ask for any amount of memory: that it does not get it is no error.
@@ -30,7 +32,10 @@ namespace {
 constexpr size_t kShort = 2000;                    // words of a program that is damaged
 constexpr int64_t kMostFloats = int64_t{1} << 24;  // of images or conditions of a damaged program
 constexpr int kDamagedImages = 2;
-constexpr int kPairs = 4;  // random damage to two words, per word of the program
+constexpr int64_t kOnDevice = 32;         // one of so many damaged programs runs by the device code, too,
+constexpr int64_t kMostPositions = 2000;  // if it has no more positions
+constexpr size_t kMostLaunches = 300;     // and launches
+constexpr int kPairs = 4;                 // random damage to two words, per word of the program
 
 struct File {
   std::string name;
@@ -90,7 +95,8 @@ struct How {
 };
 
 // A third of the pixels are given.
-Result run(const Engine& engine, int n, How how) {
+template <class AnyRequest, class AnyEngine>
+Result run_as(AnyEngine& engine, int n, How how) {
   const Program& p = engine.program();
   const int64_t size = int64_t{n} * p.colours * p.height * p.width;
   Result result{std::vector<int32_t>(size), std::vector<float>(size)};
@@ -99,14 +105,14 @@ Result run(const Engine& engine, int n, How how) {
   for (int64_t i = 0; i < size; ++i)
     result.images[i] = static_cast<int32_t>(i % p.levels), given[i] = i % 3 == 0;
   for (size_t i = 0; i < conditions.size(); ++i) conditions[i] = static_cast<float>(i % 17) * 0.25f - 2.0f;
-  Request request{};
+  AnyRequest request{};
   request.n = n;
   request.images = result.images.data();
   request.log_prob = result.log_prob.data();
   request.given = given.data();
   request.conditions = conditions.empty() ? nullptr : conditions.data();
   request.seed = 5;
-  request.threads = how.threads;
+  if constexpr (std::is_same_v<AnyRequest, Request>) request.threads = how.threads;
   request.team = how.team;
   request.chunk = how.chunk;
   engine.run(request, [&how](double) {
@@ -114,6 +120,8 @@ Result run(const Engine& engine, int n, How how) {
   });
   return result;
 }
+
+Result run(const Engine& engine, int n, How how) { return run_as<Request>(engine, n, how); }
 
 void require(bool good, const File& file, const std::string& what) {
   if (!good) throw std::runtime_error(file.name + ": " + what);
@@ -142,6 +150,20 @@ void check_bf16(const File& file) {
   for (const How how : {How{1}, How{3, 1, 2}, How{4, 2, 3}}) {
     require(run(engine, 5, how) == want, file, "other bits in the bf16 mode");
   }
+}
+
+// The device code, on fibers, of which the thread sanitizer knows nothing.
+void check_device(const File& file) {
+#ifndef __SANITIZE_THREAD__
+  const Result want = run(load(file, *usable_kernels().back()), 3, {1, 1, 1});
+  cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
+                      static_cast<int64_t>(file.data.size()), 0);
+  for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
+    require(run_as<cuda::Request>(engine, 3, how) == want, file, "other bits in the device code");
+  }
+#else
+  (void)file;
+#endif
 }
 
 void check_callers(const File& file) {
@@ -175,6 +197,20 @@ struct Tally {
 };
 
 // On every instruction set, where it is not refused.
+// A short damaged program, by the device code.
+void run_damaged_on_device(const File& file, const Program& p) {
+#ifndef __SANITIZE_THREAD__
+  int64_t positions = 0;
+  for (const Launch& launch : p.launches) positions += launch.positions;
+  if (positions > kMostPositions || p.launches.size() > kMostLaunches) return;
+  cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
+                      static_cast<int64_t>(file.data.size()), 0);
+  run_as<cuda::Request>(engine, 1, {});
+#else
+  (void)file, (void)p;
+#endif
+}
+
 void run_damaged(const File& file, Tally& tally) {
   for (const Kernels* kernels : usable_kernels()) {
     try {
@@ -188,6 +224,7 @@ void run_damaged(const File& file, Tally& tally) {
       const int team = 1 + static_cast<int>(tally.ran % 2);
       run(engine, kDamagedImages, {team, team, 0, 10});
       ++tally.ran;
+      if (tally.ran % kOnDevice == 0) run_damaged_on_device(file, p);
     } catch (const Stopped&) {
       ++tally.stopped;
     } catch (const std::bad_alloc&) {
@@ -252,6 +289,7 @@ int check_folder(const char* folder, bool damages) {
     const File file = read(path);
     check_bits(file);
     check_bf16(file);
+    check_device(file);
     check_callers(file);
     check_stopping(file);
     if (damages && file.words.size() <= kShort) damage(file);
