@@ -32,13 +32,16 @@ struct ProductArgs {
   int64_t vector_stride;  // floats from a vector of outputs to the next
 };
 
-// One instruction of an expression, made ready to run. Its value is a part of the product, or in a slot.
+// One instruction of an expression, made ready to run. Its value is a part of the product, or in a slot, or
+// the output.
 struct Step {
   Fn fn;
-  int a, b;  // operands: indices of earlier steps, or -1 for `scalar`
-  int leaf;  // its index in `leaves` where it reads, or stores to, a row of a buffer or of data
-  int part;  // its index among the parts of the product where it is one, else -1
-  int slot;  // -1: it has none
+  int a, b;     // operands: indices of earlier steps, or -1 for `row`, if there is one, or `scalar`
+  int row;      // the index in `leaves` of an operand that is read where it lies, else -1
+  int leaf;     // its index in `leaves` where it reads, or stores to, a row of a buffer or of data
+  int part;     // its index among the parts of the product where it is one, else -1
+  int slot;     // -1: it has none
+  bool output;  // its result goes to the outputs, not to a slot
   float scalar;
 };
 

@@ -190,7 +190,6 @@ struct StepRunner {
   const Step& step;
   int first, vectors, all;  // `all` vectors of the task
 
-  int64_t size() const { return static_cast<int64_t>(vectors) * e.rows * Lanes::kLanes; }
   float* slot(const Step& s) const {
     return e.slots + static_cast<int64_t>(s.slot) * kBlockRows * Lanes::kLanes;
   }
@@ -209,25 +208,43 @@ struct StepRunner {
       for (int r = 0; r < e.rows; ++r, at += Lanes::kLanes) use(r, e.channel + v * Lanes::kLanes, lanes, at);
     }
   }
+  // Keeps get(row, channel, channels, where) in the slot or, if this is the output, there.
+  template <class Get>
+  void keep(Get get) const {
+    if (step.output) {
+      each([&](int r, int channel, int lanes, int64_t at) {
+        get(r, channel, lanes, at).store(e.outputs[r] + channel, lanes);
+      });
+    } else {
+      float* y = slot(step);
+      each([&](int r, int channel, int lanes, int64_t at) { get(r, channel, lanes, at).store(y + at); });
+    }
+  }
   template <class F>
   void one(F f) const {
     const float* a = value(step.a);
-    float* y = slot(step);
-    for (int64_t k = 0; k < size(); k += Lanes::kLanes) f(Lanes::load(a + k)).store(y + k);
+    keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at)); });
   }
   template <class F>
   void two(F f) const {
     const float* a = step.a < 0 ? nullptr : value(step.a);
     const float* b = step.b < 0 ? nullptr : value(step.b);
-    float* y = slot(step);
-    const int64_t n = size();
+    const float* const* rows = e.leaves + step.row * kBlockRows;
     const Lanes x = Lanes::set(step.scalar);
-    if (b == nullptr) {
-      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(Lanes::load(a + k), x).store(y + k);
-    } else if (a == nullptr) {
-      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(x, Lanes::load(b + k)).store(y + k);
+    if (a != nullptr && b != nullptr) {
+      keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at), Lanes::load(b + at)); });
+    } else if (step.row >= 0 && a != nullptr) {
+      keep([=](int r, int channel, int lanes, int64_t at) {
+        return f(Lanes::load(a + at), Lanes::load(rows[r] + channel, lanes));
+      });
+    } else if (step.row >= 0) {
+      keep([=](int r, int channel, int lanes, int64_t at) {
+        return f(Lanes::load(rows[r] + channel, lanes), Lanes::load(b + at));
+      });
+    } else if (a != nullptr) {
+      keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at), x); });
     } else {
-      for (int64_t k = 0; k < n; k += Lanes::kLanes) f(Lanes::load(a + k), Lanes::load(b + k)).store(y + k);
+      keep([=](int, int, int, int64_t at) { return f(x, Lanes::load(b + at)); });
     }
   }
   void save(const float* values, float* const* rows) const {
@@ -242,6 +259,7 @@ struct StepRunner {
         return;
       case Fn::load:
       case Fn::vector:
+        if (step.slot < 0) return;
         return each([&](int r, int channel, int lanes, int64_t at) {
           Lanes::load(rows[r] + channel, lanes).store(slot(step) + at);
         });
@@ -264,7 +282,7 @@ void expression(const ExpressionArgs& e) {
     const int vectors = all - first < most ? all - first : most;
     for (int i = 0; i < e.n_steps; ++i) StepRunner{e, e.steps[i], first, vectors, all}.run();
     const StepRunner last{e, e.steps[e.n_steps - 1], first, vectors, all};
-    last.save(last.value(e.n_steps - 1), e.outputs);
+    if (!last.step.output) last.save(last.value(e.n_steps - 1), e.outputs);
   }
 }
 

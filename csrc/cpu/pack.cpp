@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "cpu/walker.h"
 
@@ -42,6 +43,7 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
   const int n = static_cast<int>(code.size());
   std::vector<int> value(n);           // the instruction whose value it has: a store has that of its operand
   std::vector<int> last_use(n, -1);    // of that value
+  std::vector<int> uses(n, 0);         // of that value
   std::vector<bool> as_row(n, false);  // a scalar that is needed as a row, not only as an operand beside one
   const auto is_scalar = [&](int i) { return code[i].fn == Fn::scalar; };
   for (int i = 0; i < n; ++i) {
@@ -49,9 +51,23 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
     if (code[i].fn <= Fn::scalar) continue;
     const int a = value[code[i].a], b = is_binary(code[i]) ? value[code[i].b] : a;
     last_use[a] = last_use[b] = i;
+    ++uses[a], ++uses[b];
     if (is_scalar(a) && is_scalar(b)) as_row[a] = true;
   }
   if (n > 0) last_use[n - 1] = n, as_row[n - 1] = true;  // the output
+  // Rows that one binary function reads, beside a result, are read where they lie, if nothing is stored
+  // meanwhile.
+  std::vector<bool> read_there(n, false);
+  for (int i = 0; i < n; ++i) {
+    if (!is_binary(code[i])) continue;
+    const int a = value[code[i].a], b = value[code[i].b];
+    for (const auto& [mine, other] : {std::pair{a, b}, std::pair{b, a}}) {
+      const bool row = code[mine].fn == Fn::load || code[mine].fn == Fn::vector;
+      if (!row || uses[mine] > 1 || is_scalar(other) || read_there[other]) continue;
+      read_there[mine] = std::none_of(code.begin() + mine, code.begin() + i,
+                                      [](const Instruction& between) { return between.fn == Fn::store; });
+    }
+  }
   std::vector<int> free_slots;
   const auto release = [&](int operand, int i) {
     const int slot = packed.steps[operand].slot;
@@ -59,7 +75,7 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
   };
   for (int i = 0; i < n; ++i) {
     const Instruction& instruction = code[i];
-    Step step{instruction.fn, -1, -1, -1, -1, -1, 0.0f};
+    Step step{instruction.fn, -1, -1, -1, -1, -1, -1, false, 0.0f};
     bool stored = true;
     if (instruction.fn == Fn::product) {
       const auto found = std::find(packed.parts.begin(), packed.parts.end(), instruction.a);
@@ -68,13 +84,14 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
     } else if (instruction.fn < Fn::scalar || instruction.fn == Fn::store) {
       step.leaf = static_cast<int>(packed.leaves.size());
       packed.leaves.push_back(instruction);
-      stored = instruction.fn != Fn::store;
+      stored = instruction.fn != Fn::store && !read_there[i];
     } else if (instruction.fn == Fn::scalar) {
       std::memcpy(&step.scalar, &instruction.a, sizeof step.scalar);
       stored = as_row[i];
     }
     if (instruction.fn > Fn::scalar) {
       const auto operand = [&](int j) {
+        if (read_there[j]) return step.row = packed.steps[j].leaf, -1;
         if (!is_scalar(j) || as_row[j]) return j;
         step.scalar = packed.steps[j].scalar;
         return -1;
@@ -84,7 +101,8 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
       if (step.a >= 0) release(step.a, i);
       if (step.b >= 0) release(step.b, i);
     }
-    if (stored) {
+    step.output = i + 1 == n && instruction.fn > Fn::scalar && instruction.fn != Fn::store;
+    if (stored && !step.output) {
       if (free_slots.empty()) free_slots.push_back(packed.n_slots++);
       step.slot = free_slots.back();
       free_slots.pop_back();
