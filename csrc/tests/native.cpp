@@ -32,7 +32,7 @@ namespace {
 constexpr size_t kShort = 2000;                    // words of a program that is damaged
 constexpr int64_t kMostFloats = int64_t{1} << 24;  // of images or conditions of a damaged program
 constexpr int kDamagedImages = 2;
-constexpr int64_t kOnDevice = 32;         // one of so many damaged programs runs by the device code, too,
+constexpr int64_t kOnDevice = 100;        // one of so many damaged programs runs by the device code, too,
 constexpr int64_t kMostPositions = 2000;  // if it has no more positions
 constexpr size_t kMostLaunches = 300;     // and launches
 constexpr int kPairs = 4;                 // random damage to two words, per word of the program
