@@ -1,35 +1,8 @@
 """The cuda runtime. See csrc/cuda/bind.cpp."""
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-
-def backend() -> str: ...
-def devices() -> list[dict[str, Any]]: ...
-
-most_taps: int
-
-def masked_conv(**arguments: Any) -> None: ...
-def masked_conv_weight_grad(**arguments: Any) -> None: ...
-
-class Program:
-    last_multiply_adds: int
-    device: str
-    def __init__(self, words: np.ndarray, data: np.ndarray, device: int = 0) -> None: ...
-    def run(
-        self,
-        *,
-        images: np.ndarray,
-        log_prob: np.ndarray,
-        given: np.ndarray | bool | None = None,
-        conditions: np.ndarray | None = None,
-        seed: int = 0,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        chunk: int = 0,
-        team: int = 0,
-        progress: Callable[[float], object] | None = None,
-    ) -> None: ...
+from ._emulated import Program as Program
+from ._emulated import backend as backend
+from ._emulated import devices as devices
+from ._emulated import masked_conv as masked_conv
+from ._emulated import masked_conv_weight_grad as masked_conv_weight_grad
+from ._emulated import most_taps as most_taps
