@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "core/program.h"
-#include "cpu/heads.h"
+#include "core/request.h"
 
 namespace py = pybind11;
 
@@ -67,18 +67,54 @@ inline Sampling sampling_of(double temperature, int64_t top_k, double top_p) {
   return s;
 }
 
-// Levels that are given, in range. `given`: null, where `all_given` holds for every pixel.
-inline void check_levels(const Program& p, const int32_t* images, const uint8_t* given, bool all_given,
-                         int64_t images_n) {
-  if (given == nullptr && !all_given) return;
+// Levels that are given must be in range.
+inline void check_levels(const Program& p, const Request& r) {
+  if (r.given == nullptr && !r.all_given) return;
   const int64_t each = static_cast<int64_t>(p.colours) * p.height * p.width;
-  for (int64_t i = 0; i < images_n * each; ++i) {
-    if (given != nullptr && given[i] == 0) continue;
-    if (images[i] < 0 || images[i] >= p.levels) {
+  for (int64_t i = 0; i < r.n * each; ++i) {
+    if (r.given != nullptr && r.given[i] == 0) continue;
+    if (r.images[i] < 0 || r.images[i] >= p.levels) {
       fail("[sample] given levels must be in [0, " + std::to_string(p.levels) + "), got " +
-           std::to_string(images[i]) + " in image " + std::to_string(i / each));
+           std::to_string(r.images[i]) + " in image " + std::to_string(i / each));
     }
   }
+}
+
+// The arrays of a request. The number of images is that of `images`.
+inline void fill_request(Request& r, const Program& p, const py::object& images, const py::object& log_prob,
+                         const py::object& given, const py::object& conditions) {
+  const bool array =
+      py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0;
+  r.n = array ? py::reinterpret_borrow<py::array>(images).shape(0) : 0;
+  const std::vector<py::ssize_t> shape = {r.n, p.colours, p.height, p.width};
+  r.images = elements<int32_t>(images, "[sample] images", shape, true);
+  r.log_prob = elements<float>(log_prob, "[sample] log_prob", shape, true);
+  if (py::isinstance<py::bool_>(given)) {
+    r.all_given = given.cast<bool>();
+  } else if (!given.is_none()) {
+    r.given = elements<uint8_t>(given, "[sample] given", shape);
+  }
+  check_levels(p, r);
+  if (p.condition_floats > 0) {
+    r.conditions = elements<float>(conditions, "[sample] conditions", {r.n, p.condition_floats});
+  }
+}
+
+// How it is to be shared.
+inline void set_sharing(Request& r, int chunk, int team) {
+  if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
+  if (team < 0) fail("[sample] team must not be negative, got " + std::to_string(team));
+  r.chunk = chunk, r.team = team;
+}
+
+// Notes progress, if it is to be told, and whether Ctrl-C was pressed; in a thread that does not hold the
+// lock.
+inline auto ticker(const py::object& progress) {
+  return [&progress](double fraction) {
+    const py::gil_scoped_acquire gil;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (!progress.is_none()) progress(fraction);
+  };
 }
 
 }  // namespace pixelfast

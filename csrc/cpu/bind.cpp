@@ -53,25 +53,8 @@ class CpuProgram {
                  const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
                  int64_t top_k, double top_p, int threads, int chunk, int team, const py::object& progress,
                  bool profiled) {
-    const Program& p = engine_.program();
-    const py::ssize_t n =
-        py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0
-            ? py::reinterpret_borrow<py::array>(images).shape(0)
-            : 0;
-    const std::vector<py::ssize_t> shape = {n, p.colours, p.height, p.width};
-    Request r{};
-    r.n = n;
-    r.images = elements<int32_t>(images, "[sample] images", shape, true);
-    r.log_prob = elements<float>(log_prob, "[sample] log_prob", shape, true);
-    if (py::isinstance<py::bool_>(given)) {
-      r.all_given = given.cast<bool>();
-    } else if (!given.is_none()) {
-      r.given = elements<uint8_t>(given, "[sample] given", shape);
-    }
-    check_levels(p, r.images, r.given, r.all_given, r.n);
-    if (p.condition_floats > 0) {
-      r.conditions = elements<float>(conditions, "[sample] conditions", {n, p.condition_floats});
-    }
+    CpuRequest r{};
+    fill_request(r, engine_.program(), images, log_prob, given, conditions);
     r.seed = seed;
     r.first_index = first_index;
     r.sampling = sampling_of(temperature, top_k, top_p);
@@ -79,26 +62,17 @@ class CpuProgram {
       fail("[sample] threads must be in [0, " + std::to_string(kMaxThreads) + "], got " +
            std::to_string(threads));
     }
-    if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
-    if (team < 0) fail("[sample] team must not be negative, got " + std::to_string(team));
+    set_sharing(r, chunk, team);
     r.threads = threads;
-    r.chunk = chunk;
-    r.team = team;
     Profile found;
     if (profiled) r.profile = &found;
-    const bool reports = !progress.is_none();
-    const auto tick = [&](double fraction) {
-      const py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (reports) progress(fraction);
-    };
     int64_t multiply_adds = 0;
     {
       const py::gil_scoped_release no_gil;
-      multiply_adds = engine_.run(r, tick);
+      multiply_adds = engine_.run(r, ticker(progress));
     }
     last_multiply_adds = multiply_adds;
-    if (reports) progress(1.0);
+    if (!progress.is_none()) progress(1.0);
     if (profiled) return as_dict(found);
     return py::none();
   }

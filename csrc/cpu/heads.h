@@ -2,24 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
+#include "core/request.h"
 #include "cpu/kernels.h"
 
 namespace pixelfast {
-
-struct Sampling {
-  float inverse_temperature = 1.0f;
-  int top_k = 0;       // 0: all levels
-  double top_p = 1.0;  // 1: all of the mass
-};
-
-// Why logits give no distribution.
-enum class Flaw { none, nan, infinite, impossible };
-
-const char* describe(Flaw flaw);  // to follow "the model gave "
-std::string flaw_message(Flaw flaw, int64_t image, int64_t y, int64_t x, int64_t colour);
 
 // The integer frequencies of one distribution after another.
 class LevelTable {

@@ -6,7 +6,7 @@
 
 namespace pixelfast {
 namespace {
-#include "cpu/vec_scalar.h"
+#include "core/vec_scalar.h"
 
 constexpr int kAccumulators = 24;  // registers for sums
 

@@ -40,7 +40,7 @@ int Engine::choose_chunk(int64_t n, int teams) const {
 
 // Threads on images of their own need not wait for each other. Those on the same images must, after nearly
 // every launch, and that pays where launches are long.
-Crew Engine::choose_crew(const Request& r) const {
+Crew Engine::choose_crew(const CpuRequest& r) const {
   const int threads = r.threads > 0 ? r.threads : default_threads();
   if (threads > 1) std::call_once(waits_found_, [&] { waits_ = find_waits(program_); });
   Crew best{};
@@ -102,7 +102,7 @@ int64_t Engine::working_nbytes() const {
   return floats * static_cast<int64_t>(sizeof(float)) + pointers * static_cast<int64_t>(sizeof(void*));
 }
 
-int64_t Engine::run(const Request& request, const std::function<void(double)>& progress) const {
+int64_t Engine::run(const CpuRequest& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
   const Crew crew = choose_crew(request);
   if (request.profile != nullptr) request.profile->ops.resize(ops_.size());

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "core/program.h"
+#include "core/request.h"
+#include "core/waits.h"
 #include "cpu/heads.h"
 #include "cpu/kernels.h"
 #include "cpu/profile.h"
@@ -61,33 +63,15 @@ struct PackedOp {
   int64_t weights_nbytes = 0;
 };
 
-struct Request {
-  int32_t* images;       // (n, colours, height, width), in and out
-  float* log_prob;       // likewise, out
-  const uint8_t* given;  // likewise, or null: then `all_given` holds for every pixel
-  bool all_given = false;
-  const float* conditions;  // (n, condition_floats), or null where that is 0
-  int64_t n;
-  uint64_t seed = 0, first_index = 0;
-  Sampling sampling;
-  int threads = 0, chunk = 0, team = 0;  // 0: as many as is sensible
-  Profile* profile = nullptr;            // added to, if there is one
+struct CpuRequest : Request {
+  int threads = 0;             // 0: all cores
+  Profile* profile = nullptr;  // added to, if there is one
 };
 
 // Where row y and column x of a buffer begin: the sum is the place of (y, x).
 struct Places {
   std::vector<int64_t> rows, columns;
 };
-
-// By launch: whether it may touch what another thread has touched since the last wait. `by_rows`: if the rows
-// of all launches are shared, so that a thread goes from op to op with its own; `any`: however they are
-// shared.
-struct Waits {
-  std::vector<bool> by_rows, any;
-  int64_t n_by_rows = 0, n_any = 0;  // launches that wait
-};
-
-Waits find_waits(const Program& program);
 
 struct Workspace;
 
@@ -106,7 +90,7 @@ class Engine {
   // Returns the multiply-adds executed. `progress` is called every 50 ms with the fraction done; what it
   // throws stops the run and is thrown from here. Throws std::invalid_argument where logits give no
   // distribution. Several threads may call it at a time.
-  int64_t run(const Request& request, const std::function<void(double)>& progress) const;
+  int64_t run(const CpuRequest& request, const std::function<void(double)>& progress) const;
 
   const Program& program() const { return program_; }
   const Kernels& kernels() const { return kernels_; }
@@ -120,7 +104,7 @@ class Engine {
 
   void keep_data(const float* data);
   void pack(size_t op, const float* data);
-  Crew choose_crew(const Request& request) const;
+  Crew choose_crew(const CpuRequest& request) const;
   int choose_chunk(int64_t n, int teams) const;
   std::unique_ptr<Workspace> borrow() const;
   void give_back(std::unique_ptr<Workspace> workspace) const;

@@ -5,8 +5,8 @@
 
 namespace pixelfast {
 
-Walker::Walker(const Engine& engine, const Request& request, Workspace& workspace, float* arena, Team& team,
-               int rank, int images)
+Walker::Walker(const Engine& engine, const CpuRequest& request, Workspace& workspace, float* arena,
+               Team& team, int rank, int images)
     : engine_(engine),
       program_(engine.program()),
       request_(request),

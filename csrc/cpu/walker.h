@@ -57,7 +57,7 @@ struct Share {
 class Walker {
  public:
   // `arena` is the team's.
-  Walker(const Engine& engine, const Request& request, Workspace& workspace, float* arena, Team& team,
+  Walker(const Engine& engine, const CpuRequest& request, Workspace& workspace, float* arena, Team& team,
          int rank, int images);
 
   // Walks until the end, until `stop`, or until some thread of the team finds flawed logits; the first thread
@@ -94,7 +94,7 @@ class Walker {
 
   const Engine& engine_;
   const Program& program_;
-  const Request& request_;
+  const CpuRequest& request_;
   Workspace& work_;
   Team& team_;
   int rank_;

@@ -28,37 +28,12 @@ class DeviceProgram {
   void run(const py::object& images, const py::object& log_prob, const py::object& given,
            const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
            int64_t top_k, double top_p, int chunk, int team, const py::object& progress) {
-    const Program& p = engine_.program();
-    const py::ssize_t n =
-        py::isinstance<py::array>(images) && py::reinterpret_borrow<py::array>(images).ndim() > 0
-            ? py::reinterpret_borrow<py::array>(images).shape(0)
-            : 0;
-    const std::vector<py::ssize_t> shape = {n, p.colours, p.height, p.width};
     Request r{};
-    r.n = n;
-    r.images = elements<int32_t>(images, "[sample] images", shape, true);
-    r.log_prob = elements<float>(log_prob, "[sample] log_prob", shape, true);
-    if (py::isinstance<py::bool_>(given)) {
-      r.all_given = given.cast<bool>();
-    } else if (!given.is_none()) {
-      r.given = elements<uint8_t>(given, "[sample] given", shape);
-    }
-    check_levels(p, r.images, r.given, r.all_given, n);
-    if (p.condition_floats > 0) {
-      r.conditions = elements<float>(conditions, "[sample] conditions", {n, p.condition_floats});
-    }
-    if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
-    if (team < 0) fail("[sample] team must not be negative, got " + std::to_string(team));
+    fill_request(r, engine_.program(), images, log_prob, given, conditions);
+    set_sharing(r, chunk, team);
     r.seed = seed, r.first_index = first_index, r.sampling = sampling_of(temperature, top_k, top_p);
-    r.chunk = chunk, r.team = team;
-    const bool reports = !progress.is_none();
-    const auto tick = [&](double fraction) {
-      const py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      if (reports) progress(fraction);
-    };
     const py::gil_scoped_release no_gil;
-    last_multiply_adds = engine_.run(r, tick);
+    last_multiply_adds = engine_.run(r, ticker(progress));
   }
 
   std::string device() const { return engine_.device().name; }

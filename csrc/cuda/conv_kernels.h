@@ -9,7 +9,7 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-#include "cpu/vec_scalar.h"
+#include "core/vec_scalar.h"
 
 // What sums of a type are: float, but for double.
 template <class T>

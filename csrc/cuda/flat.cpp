@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cpu/runtime.h"
+#include "core/waits.h"
 
 namespace pixelfast {
 namespace cuda {

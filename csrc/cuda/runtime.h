@@ -7,23 +7,11 @@
 #include <mutex>
 
 #include "core/program.h"
-#include "cpu/heads.h"
+#include "core/request.h"
 #include "cuda/device.h"
 
 namespace pixelfast {
 namespace cuda {
-
-struct Request {
-  int32_t* images;       // (n, colours, height, width), in and out
-  float* log_prob;       // likewise, out
-  const uint8_t* given;  // likewise, or null: then `all_given` holds for every pixel
-  bool all_given = false;
-  const float* conditions;  // (n, condition_floats), or null where that is 0
-  int64_t n;
-  uint64_t seed = 0, first_index = 0;
-  Sampling sampling;
-  int chunk = 0, team = 0;  // images that a team works on at once, and its blocks; 0: as is sensible
-};
 
 class Engine {
  public:

@@ -13,7 +13,7 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-#include "cpu/vec_scalar.h"
+#include "core/vec_scalar.h"
 
 // What the threads of a block share.
 struct BlockMemory {

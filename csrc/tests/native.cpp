@@ -112,7 +112,7 @@ Result run_as(AnyEngine& engine, int n, How how) {
   request.given = given.data();
   request.conditions = conditions.empty() ? nullptr : conditions.data();
   request.seed = 5;
-  if constexpr (std::is_same_v<AnyRequest, Request>) request.threads = how.threads;
+  if constexpr (std::is_same_v<AnyRequest, CpuRequest>) request.threads = how.threads;
   request.team = how.team;
   request.chunk = how.chunk;
   engine.run(request, [&how](double) {
@@ -121,7 +121,7 @@ Result run_as(AnyEngine& engine, int n, How how) {
   return result;
 }
 
-Result run(const Engine& engine, int n, How how) { return run_as<Request>(engine, n, how); }
+Result run(const Engine& engine, int n, How how) { return run_as<CpuRequest>(engine, n, how); }
 
 void require(bool good, const File& file, const std::string& what) {
   if (!good) throw std::runtime_error(file.name + ": " + what);
@@ -159,7 +159,7 @@ void check_device(const File& file) {
   cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
                       static_cast<int64_t>(file.data.size()), 0);
   for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
-    require(run_as<cuda::Request>(engine, 3, how) == want, file, "other bits in the device code");
+    require(run_as<Request>(engine, 3, how) == want, file, "other bits in the device code");
   }
 #else
   (void)file;
@@ -205,7 +205,7 @@ void run_damaged_on_device(const File& file, const Program& p) {
   if (positions > kMostPositions || p.launches.size() > kMostLaunches) return;
   cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
                       static_cast<int64_t>(file.data.size()), 0);
-  run_as<cuda::Request>(engine, 1, {});
+  run_as<Request>(engine, 1, {});
 #else
   (void)file, (void)p;
 #endif

@@ -1,8 +1,8 @@
 // Which launches must wait for the other threads of a team.
+#include "core/waits.h"
+
 #include <algorithm>
 #include <cstring>
-
-#include "cpu/runtime.h"
 
 namespace pixelfast {
 namespace {
