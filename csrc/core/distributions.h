@@ -113,22 +113,22 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
   return total;
 }
 
-// The same for as many distributions as there are lanes, a row of logits each. On entry level[lane] is a
-// level, or -1 for one to be drawn by bits[lane]; then it is the level, and frequency[lane] that level's.
-// Returns false, and leaves them as they are, unless all logits give a distribution. `columns` and `table`
-// have room for n times the lanes.
+// ---- rows as lanes ---------------------------------------------------------------------------------------
+// The same for as many distributions as there are lanes, a row of logits each: nothing is summed over lanes.
+// Columns and tables are [n][lanes].
+
+// Lays the rows of logits side by side, and finds the largest of each. Returns whether all rows give a
+// distribution.
 template <class V>
-static inline bool draw_levels(const float* const* logits, int n, float inverse_temperature,
-                               const uint32_t* bits, float* columns, int32_t* table, int32_t* level,
-                               uint32_t* frequency) {
-  using I = typename V::Int;
+static inline bool fill_columns(const float* const* logits, int n, float* columns, V* largest) {
   constexpr int kLanes = V::kLanes;
   const V zero = V::set(0.0f), infinity = V::set(__builtin_inff());
-  V largest = vneg(infinity), good = V::set(1.0f);
+  V good = V::set(1.0f);
+  *largest = vneg(infinity);
   const auto see = [&](int k, V x) {
     x.store(columns + k * kLanes);
     good = V::select(V::eq(x, x), good, zero);
-    largest = V::max(x, largest);
+    *largest = V::max(x, *largest);
   };
   int k = 0;
   for (; k + 4 <= n; k += 4) {
@@ -141,46 +141,76 @@ static inline bool draw_levels(const float* const* logits, int n, float inverse_
     for (int i = 0; i < kLanes; ++i) column[i] = logits[i][k];
     see(k, V::load(column));
   }
-  good = V::select(V::lt(vabs(largest), infinity), good, zero);
-  if (V::first(V::eq(good, zero)) < kLanes) return false;
+  good = V::select(V::lt(vabs(*largest), infinity), good, zero);
+  return V::first(V::eq(good, zero)) == kLanes;
+}
 
+// Fills the table with weights. Finds each row's scale of weights, and the first of its largest logits.
+template <class V>
+static inline void fill_weights(const float* columns, int n, V largest, float inverse_temperature,
+                                int32_t* table, double* scale, int32_t* argmax) {
+  using I = typename V::Int;
+  constexpr int kLanes = V::kLanes;
   IntegerSum<V> sum;
   I excluded = I::set(0);
-  V first = zero;  // of the largest
-  for (k = n; k-- > 0;) {
+  V first = V::set(0.0f);
+  for (int k = n; k-- > 0;) {
     const V x = V::load(columns + k * kLanes);
     const V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
-    const I w = I::truncate(V::select(V::eq(x, vneg(infinity)), V::set(-1.0f), scaled));
+    const I w = I::truncate(V::select(V::eq(x, V::set(-__builtin_inff())), V::set(-1.0f), scaled));
     w.store(table + k * kLanes);
     const I one = w.template srl<31>();  // of excluded levels
     sum.add(w + one);
     excluded = excluded + one;
     first = V::select(V::eq(x, largest), V::set(static_cast<float>(k)), first);
   }
-  int32_t low[kLanes], high[kLanes], out[kLanes], argmax[kLanes];
+  int32_t low[kLanes], high[kLanes], out[kLanes];
   sum.low.store(low), sum.high.store(high), excluded.store(out), I::truncate(first).store(argmax);
-  double scale[kLanes];
   for (int i = 0; i < kLanes; ++i) {
     const int64_t total = (static_cast<int64_t>(high[i]) << 16) + static_cast<uint32_t>(low[i]);
     scale[i] = static_cast<double>(kFrequencyTotal - (n - out[i])) / static_cast<double>(total);
   }
+}
+
+// Turns the weights of a table into frequencies.
+template <class V>
+static inline void fill_frequencies(int n, const double* scale, const int32_t* argmax, int32_t* table) {
+  using I = typename V::Int;
+  constexpr int kLanes = V::kLanes;
   I used = I::set(0);
-  for (k = 0; k < n; ++k) {
+  for (int k = 0; k < n; ++k) {
     const I w = I::load(table + k * kLanes);
     const I f = (w.scaled(scale) + I::set(1)).without(w.template sra<31>());
     f.store(table + k * kLanes);
     used = used + f;
   }
-  int32_t sums[kLanes], bounds[kLanes], below[kLanes];
+  int32_t sums[kLanes];
   used.store(sums);
   for (int i = 0; i < kLanes; ++i) {
     int32_t* f = table + argmax[i] * kLanes + i;
     *f = static_cast<int32_t>(static_cast<uint32_t>(*f) + 0x80000000u - static_cast<uint32_t>(sums[i]));
-    bounds[i] = static_cast<int32_t>(bits[i]);
   }
+}
+
+// On entry level[lane] is a level, or -1 for one to be drawn by bits[lane]; then it is the level, and
+// frequency[lane] that level's. Returns false, and leaves them as they are, unless all rows give a
+// distribution.
+template <class V>
+static inline bool draw_levels(const float* const* logits, int n, float inverse_temperature,
+                               const uint32_t* bits, float* columns, int32_t* table, int32_t* level,
+                               uint32_t* frequency) {
+  using I = typename V::Int;
+  constexpr int kLanes = V::kLanes;
+  V largest;
+  double scale[kLanes];
+  int32_t argmax[kLanes], below[kLanes], bounds[kLanes];
+  if (!fill_columns(logits, n, columns, &largest)) return false;
+  fill_weights(columns, n, largest, inverse_temperature, table, scale, argmax);
+  fill_frequencies<V>(n, scale, argmax, table);
   // A level is drawn if the frequencies of those before it, but not its own, fit into the bits.
+  for (int i = 0; i < kLanes; ++i) bounds[i] = static_cast<int32_t>(bits[i]);
   I left = I::load(bounds), over = I::set(0);
-  for (k = 0; k < n; ++k) {
+  for (int k = 0; k < n; ++k) {
     left = left - I::load(table + k * kLanes);
     over = over + left.template srl<31>();
   }

@@ -37,6 +37,24 @@ float pair_of(float first, float second) {
 
 bool is_binary(const Instruction& i) { return i.fn > Fn::scalar && i.fn <= Fn::max; }
 
+// Rows that one binary function reads, beside a result, are read where they lie, if nothing is stored
+// meanwhile. `value`: of each instruction, whose value it has; `uses`: of that.
+std::vector<bool> rows_read_there(const std::vector<Instruction>& code, const std::vector<int>& value,
+                                  const std::vector<int>& uses) {
+  std::vector<bool> found(code.size(), false);
+  for (size_t i = 0; i < code.size(); ++i) {
+    if (!is_binary(code[i])) continue;
+    const int a = value[code[i].a], b = value[code[i].b];
+    for (const auto& [mine, other] : {std::pair{a, b}, std::pair{b, a}}) {
+      const bool row = code[mine].fn == Fn::load || code[mine].fn == Fn::vector;
+      if (!row || uses[mine] > 1 || code[other].fn == Fn::scalar || found[other]) continue;
+      found[mine] = std::none_of(code.begin() + mine, code.begin() + i,
+                                 [](const Instruction& between) { return between.fn == Fn::store; });
+    }
+  }
+  return found;
+}
+
 // Assigns slots to results: one is free again after its last use.
 void pack_expression(const OpRecord& op, PackedOp& packed) {
   const std::vector<Instruction>& code = op.instructions;
@@ -55,19 +73,7 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
     if (is_scalar(a) && is_scalar(b)) as_row[a] = true;
   }
   if (n > 0) last_use[n - 1] = n, as_row[n - 1] = true;  // the output
-  // Rows that one binary function reads, beside a result, are read where they lie, if nothing is stored
-  // meanwhile.
-  std::vector<bool> read_there(n, false);
-  for (int i = 0; i < n; ++i) {
-    if (!is_binary(code[i])) continue;
-    const int a = value[code[i].a], b = value[code[i].b];
-    for (const auto& [mine, other] : {std::pair{a, b}, std::pair{b, a}}) {
-      const bool row = code[mine].fn == Fn::load || code[mine].fn == Fn::vector;
-      if (!row || uses[mine] > 1 || is_scalar(other) || read_there[other]) continue;
-      read_there[mine] = std::none_of(code.begin() + mine, code.begin() + i,
-                                      [](const Instruction& between) { return between.fn == Fn::store; });
-    }
-  }
+  const std::vector<bool> read_there = rows_read_there(code, value, uses);
   std::vector<int> free_slots;
   const auto release = [&](int operand, int i) {
     const int slot = packed.steps[operand].slot;

@@ -6,6 +6,7 @@
 #include "core/distributions.h"
 #include "core/math.h"
 #include "core/philox.h"
+#include "core/request.h"
 #include "cuda/flat.h"
 #include "cuda/simt.h"
 
@@ -297,10 +298,7 @@ class Walker {
       }
       n += count;
     }
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const float other = simt::shuffle_xor(largest, mask);
-      largest = other > largest ? other : largest;
-    }
+    largest = best_of_warp(largest, [](float a, float b) { return a > b; });
     simt::sync_warp();
     float part = 0.0f;
     for (int k = lane; lane < 16 && k < n; k += 16) {
@@ -345,56 +343,84 @@ class Walker {
     return x;
   }
 
+  template <class T, class Better>
+  PIXELFAST_DEVICE static T best_of_warp(T x, Better better) {
+    for (int mask = 16; mask > 0; mask /= 2) {
+      const T other = simt::shuffle_xor(x, mask);
+      x = better(other, x) ? other : x;
+    }
+    return x;
+  }
+
   // A warp for each pixel. Lanes take levels in turn; sums are of integers, so that their order does not
   // matter.
   PIXELFAST_DEVICE void run_head(const FlatOp& op, const Row& r) {
-    const int lane = simt::lane(), n = p_.levels;
     const float* row = here(op.buffer, op.channel, r);
     const bool bernoulli = static_cast<Op>(op.op) == Op::bernoulli;
     const auto logit = [&](int k) { return bernoulli ? (k == 0 ? 0.0f : *row) : row[k]; };
     const int64_t sub_pixel = pixel(r, op.colour);
-    float largest = -__builtin_inff();
-    bool nan = false;
-    for (int k = lane; k < n; k += simt::kWarp) {
-      const float x = logit(k);
-      nan = nan || !(x == x);
-      largest = x > largest ? x : largest;
-    }
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const float other = simt::shuffle_xor(largest, mask);
-      largest = other > largest ? other : largest;
-    }
-    const bool infinite = largest - largest != 0.0f;
-    if (simt::ballot(nan) != 0 || infinite) {
-      const unsigned long long what = simt::ballot(nan) != 0 ? 1 : largest > 0 ? 2 : 3;
-      if (lane == 0) simt::fetch_min(w_.flaw, static_cast<unsigned long long>(sub_pixel) * 4 + what);
-      return;
-    }
+    float largest = 0.0f;
+    if (!find_largest(logit, sub_pixel, &largest)) return;
     const int warp = (team_ * size_ + rank_) / simt::kWarp;
-    int32_t* table = w_.levels + static_cast<int64_t>(warp) * 3 * n;
-    int argmax = n;
-    for (int k = lane; k < n; k += simt::kWarp) {
-      const float x = logit(k);
-      const float scaled =
-          (vexp((Lanes{x} - Lanes{largest}) * Lanes{w_.inverse_temperature}) * Lanes{0x1p30f}).v;
-      table[k] = x == -__builtin_inff() ? -1 : static_cast<int32_t>(scaled);
-      if (x == largest && k < argmax) argmax = k;
-    }
-    for (int mask = 16; mask > 0; mask /= 2) {
-      const int other = simt::shuffle_xor(argmax, mask);
-      argmax = other < argmax ? other : argmax;
+    int32_t* table = w_.levels + static_cast<int64_t>(warp) * 3 * p_.levels;
+    const int argmax = fill_weights(logit, largest, table);
+    if (w_.top_k > 0 || w_.top_p < 1.0) filter(logit, table);
+    fill_frequencies(argmax, table);
+    const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
+    const int level = given ? w_.images[sub_pixel] : draw(table, r, op.colour);
+    if (simt::lane() == 0) {
+      if (!given) w_.images[sub_pixel] = level;
+      const float probability = static_cast<float>(static_cast<uint32_t>(table[level])) * 0x1p-31f;
+      w_.log_prob[sub_pixel] = vlog(Lanes{probability}).v;
     }
     simt::sync_warp();
-    if (w_.top_k > 0 || w_.top_p < 1.0) filter(logit, table);
+  }
+
+  // The largest logit; false, and a note of what is wrong, where there is no distribution.
+  template <class Logit>
+  PIXELFAST_DEVICE bool find_largest(Logit logit, int64_t sub_pixel, float* largest) const {
+    float most = -__builtin_inff();
+    bool nan = false;
+    for (int k = simt::lane(); k < p_.levels; k += simt::kWarp) {
+      const float x = logit(k);
+      nan = nan || !(x == x);
+      most = x > most ? x : most;
+    }
+    most = best_of_warp(most, [](float a, float b) { return a > b; });
+    const bool any_nan = simt::ballot(nan) != 0;
+    *largest = most;
+    if (!any_nan && most - most == 0.0f) return true;
+    const Flaw flaw = any_nan ? Flaw::nan : most > 0 ? Flaw::infinite : Flaw::impossible;
+    if (simt::lane() == 0) {
+      simt::fetch_min(w_.flaw, static_cast<unsigned long long>(sub_pixel) * 4 + static_cast<int>(flaw));
+    }
+    return false;
+  }
+
+  // Returns the first of the largest logits.
+  template <class Logit>
+  PIXELFAST_DEVICE int fill_weights(Logit logit, float largest, int32_t* table) const {
+    int argmax = p_.levels;
+    for (int k = simt::lane(); k < p_.levels; k += simt::kWarp) {
+      const float x = logit(k);
+      const Lanes scaled = vexp((Lanes{x} - Lanes{largest}) * Lanes{w_.inverse_temperature}) * Lanes{0x1p30f};
+      table[k] = x == -__builtin_inff() ? -1 : static_cast<int32_t>(scaled.v);
+      if (x == largest && k < argmax) argmax = k;
+    }
+    simt::sync_warp();
+    return best_of_warp(argmax, [](int a, int b) { return a < b; });
+  }
+
+  PIXELFAST_DEVICE void fill_frequencies(int argmax, int32_t* table) const {
     long long total = 0;
     int allowed = 0;
-    for (int k = lane; k < n; k += simt::kWarp) {
+    for (int k = simt::lane(); k < p_.levels; k += simt::kWarp) {
       if (table[k] >= 0) total += table[k], ++allowed;
     }
     total = sum_of_warp(total), allowed = sum_of_warp(allowed);
     const double scale = static_cast<double>(kFrequencyTotal - allowed) / static_cast<double>(total);
     uint32_t used = 0;
-    for (int k = lane; k < n; k += simt::kWarp) {
+    for (int k = simt::lane(); k < p_.levels; k += simt::kWarp) {
       const int32_t weight = table[k];
       const uint32_t f = weight < 0 ? 0 : 1 + static_cast<uint32_t>(static_cast<double>(weight) * scale);
       table[k] = static_cast<int32_t>(f);
@@ -402,15 +428,8 @@ class Walker {
     }
     used = sum_of_warp(used);
     simt::sync_warp();
-    if (lane == 0)
+    if (simt::lane() == 0) {
       table[argmax] = static_cast<int32_t>(static_cast<uint32_t>(table[argmax]) + 0x80000000u - used);
-    simt::sync_warp();
-    const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
-    int level = given ? w_.images[sub_pixel] : draw(table, r, op.colour);
-    if (lane == 0) {
-      if (!given) w_.images[sub_pixel] = level;
-      const float probability = static_cast<float>(static_cast<uint32_t>(table[level])) * 0x1p-31f;
-      w_.log_prob[sub_pixel] = vlog(Lanes{probability}).v;
     }
     simt::sync_warp();
   }
