@@ -39,6 +39,16 @@ constexpr double kLaunchCycles = 500;      // finding rows and places
 constexpr double kBlockWaitCycles = 100;   // for the threads of a block
 constexpr double kTeamWaitCycles = 3000;   // for other blocks, through memory
 
+constexpr unsigned long long kNoFlaw = ~0ull;
+
+// Says what is wrong, and where: as `Walk::flaw` does.
+[[noreturn]] void refuse(unsigned long long flaw, const Program& p) {
+  const auto place = static_cast<int64_t>(flaw / 4), plane = place / p.width / p.height;
+  const int64_t x = place % p.width, y = place / p.width % p.height;
+  throw std::invalid_argument(
+      flaw_message(static_cast<Flaw>(flaw % 4), plane / p.colours, y, x, plane % p.colours));
+}
+
 }  // namespace
 
 Memory::Memory(Memory&& other) noexcept
@@ -97,11 +107,10 @@ Engine::Crew Engine::choose_crew(const Request& r) const {
   return best;
 }
 
-int64_t Engine::run(const Request& r, const std::function<void(double)>& progress) {
-  if (r.n == 0) return 0;
+// All but its memory.
+Walk Engine::walk_of(const Request& r) const {
   const Program& p = program_;
-  const int device = device_.index;
-  const auto pixels = static_cast<size_t>(r.n) * p.colours * p.height * p.width;
+  const Crew crew = choose_crew(r);
   Walk walk{};
   walk.program = {as<FlatBuffer>(buffers_),
                   as<FlatOp>(ops_),
@@ -118,9 +127,22 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
                   p.levels,
                   p.arena_floats,
                   p.condition_floats};
-  walk.threads = device_.threads;
-  const Crew crew = choose_crew(r);
+  walk.all_given = r.all_given, walk.n = r.n;
+  walk.seed = r.seed, walk.first_index = r.first_index;
+  walk.inverse_temperature = r.sampling.inverse_temperature;
+  walk.top_k = r.sampling.top_k, walk.top_p = r.sampling.top_p;
   walk.teams = crew.teams, walk.team_blocks = crew.blocks, walk.chunk = crew.chunk;
+  walk.threads = device_.threads;
+  walk.n_scores = flat_.most_keys;
+  return walk;
+}
+
+int64_t Engine::run(const Request& r, const std::function<void(double)>& progress) {
+  if (r.n == 0) return 0;
+  const Program& p = program_;
+  const int device = device_.index;
+  const auto pixels = static_cast<size_t>(r.n) * p.colours * p.height * p.width;
+  Walk walk = walk_of(r);
 
   Memory images = sent(device, r.images, pixels), log_prob = sent(device, r.log_prob, pixels);
   Memory given = sent(device, r.given, r.given != nullptr ? pixels : 0);
@@ -136,17 +158,14 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
   const Memory levels = floats(warps * 3 * p.levels);
   Memory states(device, walk.teams * sizeof(TeamState));
   states.clear();
-  unsigned long long flaw = ~0ull;
+  unsigned long long flaw = kNoFlaw;
   Memory flaws = sent(device, &flaw, 1);
 
   walk.images = static_cast<int32_t*>(images.get()), walk.log_prob = static_cast<float*>(log_prob.get());
-  walk.given = r.given != nullptr ? as<uint8_t>(given) : nullptr, walk.all_given = r.all_given;
-  walk.conditions = as<float>(conditions), walk.n = r.n;
-  walk.seed = r.seed, walk.first_index = r.first_index;
-  walk.inverse_temperature = r.sampling.inverse_temperature;
-  walk.top_k = r.sampling.top_k, walk.top_p = r.sampling.top_p;
+  walk.given = r.given != nullptr ? as<uint8_t>(given) : nullptr;
+  walk.conditions = as<float>(conditions);
   walk.arena = static_cast<float*>(arena.get()), walk.registers = static_cast<float*>(registers.get());
-  walk.scores = static_cast<float*>(scores.get()), walk.n_scores = flat_.most_keys;
+  walk.scores = static_cast<float*>(scores.get());
   walk.levels = static_cast<int32_t*>(levels.get());
   walk.states = static_cast<TeamState*>(states.get());
   walk.flaw = static_cast<unsigned long long*>(flaws.get());
@@ -156,13 +175,7 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
       static_cast<double>(chunks) * static_cast<double>(std::max<size_t>(p.step_ends.size(), 1));
   run_walk(device, walk, [&](int done) { progress(std::min(done / all, 1.0)); });
   flaws.download(&flaw, sizeof flaw);
-  if (flaw != ~0ull) {
-    const auto place = static_cast<int64_t>(flaw / 4);
-    const int64_t x = place % p.width, y = place / p.width % p.height;
-    const int64_t colour = place / p.width / p.height % p.colours,
-                  image = place / p.width / p.height / p.colours;
-    throw std::invalid_argument(flaw_message(static_cast<Flaw>(flaw % 4), image, y, x, colour));
-  }
+  if (flaw != kNoFlaw) refuse(flaw, p);
   images.download(r.images, pixels * sizeof(int32_t));
   log_prob.download(r.log_prob, pixels * sizeof(float));
   return flat_.multiply_adds * r.n;

@@ -33,6 +33,7 @@ class Engine {
   };
   Crew crew_of(int64_t n, int chunk, int blocks) const;
   Crew choose_crew(const Request& request) const;
+  Walk walk_of(const Request& request) const;
   double cost(const Crew& crew, int64_t n) const;  // in cycles
 
   Program program_;
