@@ -142,7 +142,10 @@ class Kernels:
         return x.dtype in TYPES and len(taps) <= self.module.most_taps
 
     def register(self, library: torch.library.Library, key: str) -> None:
-        """Make these what the ops are on the devices of a dispatch key."""
+        """Make these what the ops are on the devices of a dispatch key, for as long as the library lives.
+
+        `library`: of the namespace "pixelfast" and the kind "IMPL".
+        """
         library.impl("masked_conv2d", self.forward, key)
         library.impl("masked_conv2d_input_grad", self.input_grad, key)
         library.impl("masked_conv2d_weight_grad", self.weight_grad, key)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from zoo import ON_A_GPU
 
+import pixelfast as pf
 from pixelfast import _emulated, runtime
 from pixelfast import masked_conv as twin
 from pixelfast.device_conv import Kernels
@@ -89,6 +90,42 @@ def test_gradients(backend, shape, dtype, masked):
         assert torch.equal(again[0], found[0])
         if masked:
             assert (found[0][~s.mask] == 0).all()
+
+
+@every_backend
+def test_registered_they_serve_the_op(backend):
+    s = Sample(SHAPES[0], torch.float64, backend)
+    given = [t.requires_grad_() for t in (s.x, s.weight, s.normal(s.out[1]), s.normal(s.out[0], s.out[1]))]
+
+    def results():
+        x, weight, bias, condition = given
+        y = pf.masked_conv2d(
+            x, weight, bias, mask=s.mask, taps=s.taps, padding=s.padding, condition=condition, gate=True
+        )
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), given)]
+
+    want = results()
+    calls = []
+    s.kernels.module = Counting(s.kernels.module, calls)
+    with torch.library._scoped_library("pixelfast", "IMPL") as library:
+        s.kernels.register(library, "CUDA" if backend == "cuda" else "CPU")
+        got = results()
+    assert sorted(calls) == ["masked_conv", "masked_conv", "masked_conv_weight_grad"]
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    results()
+    assert len(calls) == 3  # the twin again
+
+
+class Counting:
+    """A module of kernels, which notes what is called."""
+
+    def __init__(self, module, calls):
+        self.module, self.calls, self.most_taps = module, calls, module.most_taps
+
+    def __getattr__(self, name):
+        self.calls.append(name)
+        return getattr(self.module, name)
 
 
 @every_backend

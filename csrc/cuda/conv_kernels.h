@@ -67,47 +67,87 @@ PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, in
   return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
 }
 
-// One tile of positions times output channels. With a gate, columns are pairs: half of them of each factor.
+// Which output channels the columns of a block are. With a gate, half of them are of each factor.
+struct Columns {
+  int start, wide, half, outputs;
+  bool gate;
+
+  PIXELFAST_DEVICE Columns(const ConvArgs& a, int block)
+      : start(block * (a.gate ? kSide / 2 : kSide)),
+        wide(a.gate ? kSide / 2 : kSide),
+        half(a.outputs / 2),
+        outputs(a.outputs),
+        gate(a.gate != 0) {}
+
+  PIXELFAST_DEVICE int channel(int column) const {  // -1: none
+    const bool second = gate && column >= wide;
+    const int c = start + (second ? column - wide : column);
+    return c < (gate ? half : outputs) ? c + (second ? half : 0) : -1;
+  }
+};
+
+// Bias, condition, gate and residual of the sums of one position.
+template <class T, class Sum>
+PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Columns& columns, int tx,
+                             Sum (&y)[4]) {
+  for (int j = 0; j < 4; ++j) {
+    const int channel = columns.channel(tx + 16 * j);
+    if (channel < 0) continue;
+    if (a.bias != nullptr) y[j] += load_as_sum<T>(a.bias, channel);
+    if (a.condition != nullptr)
+      y[j] += load_as_sum<T>(a.condition, place_of(a.condition_strides, at, channel));
+    if (!a.gate) continue;
+    y[j] = j < 2 ? tanh_of(y[j]) : sigmoid_of(y[j]);
+    static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y[j]);
+  }
+  for (int j = 0; j < (a.gate ? 2 : 4); ++j) {
+    const int channel = columns.channel(tx + 16 * j);
+    if (channel < 0) continue;
+    Sum result = a.gate ? y[j] * y[j + 2] : y[j];
+    if (a.residual != nullptr)
+      result += load_as_sum<T>(a.residual, place_of(a.residual_strides, at, channel));
+    static_cast<T*>(a.out)[place_of(a.out_strides, at, channel)] = static_cast<T>(result);
+  }
+}
+
+// What tap and input channel k give to a position; zero outside the grid.
+template <class T, class Args>
+PIXELFAST_DEVICE typename SumOf<T>::Type input_of(const Args& a, int64_t p, int64_t k) {
+  Position at = position_of(p, a.height, a.width);
+  const int tap = static_cast<int>(k / a.inputs);
+  at.y += a.tap_y[tap], at.x += a.tap_x[tap];
+  const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
+  return inside ? load_as_sum<T>(a.in, place_of(a.in_strides, at, k % a.inputs)) : 0;
+}
+
+// The weight from tap and input channel k to an output channel, if it is live.
+template <class T>
+PIXELFAST_DEVICE typename SumOf<T>::Type weight_of(const ConvArgs& a, int channel, int64_t k) {
+  const int tap = static_cast<int>(k / a.inputs);
+  const int64_t c = k % a.inputs;
+  const int64_t of_mask = channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap];
+  if (a.mask != nullptr && a.mask[of_mask] == 0) return 0;
+  return load_as_sum<T>(a.weight, channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap]);
+}
+
+// One tile of positions times output channels.
 template <class T>
 PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>::Type>& memory) {
   using Sum = typename SumOf<T>::Type;
   const int thread = simt::thread(), ty = thread / 16, tx = thread % 16;
   const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
-  const int wide = a.gate ? kSide / 2 : kSide, half = a.outputs / 2;
-  const int column_blocks = ((a.gate ? half : a.outputs) + wide - 1) / wide;
+  const int wide = a.gate ? kSide / 2 : kSide;
+  const int column_blocks = ((a.gate ? a.outputs / 2 : a.outputs) + wide - 1) / wide;
   const int64_t first = static_cast<int64_t>(simt::block() / column_blocks) * kSide;
-  const int start = simt::block() % column_blocks * wide;
-  const auto channel_of = [&](int column) {  // -1: none
-    const bool second = a.gate && column >= wide;
-    const int c = start + (second ? column - wide : column);
-    return c < (a.gate ? half : a.outputs) ? c + (second ? half : 0) : -1;
-  };
+  const Columns columns(a, simt::block() % column_blocks);
   Sum acc[4][4] = {};
   const int64_t depth = static_cast<int64_t>(a.n_taps) * a.inputs;
   for (int64_t k0 = 0; k0 < depth; k0 += kDeep) {
     for (int e = thread; e < kDeep * kSide; e += kConvThreads) {
       const int64_t k = k0 + e / kSide, p = first + e % kSide;
-      Sum x = 0, w = 0;
-      if (k < depth) {
-        const int tap = static_cast<int>(k / a.inputs);
-        const int64_t c = k % a.inputs;
-        if (p < positions) {
-          Position at = position_of(p, a.height, a.width);
-          at.y += a.tap_y[tap], at.x += a.tap_x[tap];
-          const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
-          if (inside) x = load_as_sum<T>(a.in, place_of(a.in_strides, at, c));
-        }
-        const int channel = channel_of(e % kSide);
-        const auto live = [&] {
-          return a.mask == nullptr ||
-                 a.mask[channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap]] != 0;
-        };
-        if (channel >= 0 && live()) {
-          w = load_as_sum<T>(a.weight,
-                             channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap]);
-        }
-      }
-      memory.rows.set(e, x), memory.columns.set(e, w);
+      const int channel = columns.channel(e % kSide);
+      memory.rows.set(e, k < depth && p < positions ? input_of<T>(a, p, k) : 0);
+      memory.columns.set(e, k < depth && channel >= 0 ? weight_of<T>(a, channel, k) : 0);
     }
     simt::sync_block();
     multiply(memory, ty, tx, acc);
@@ -115,26 +155,7 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
   }
   for (int i = 0; i < 4; ++i) {
     const int64_t p = first + 4 * ty + i;
-    if (p >= positions) continue;
-    const Position at = position_of(p, a.height, a.width);
-    for (int j = 0; j < 4; ++j) {
-      const int channel = channel_of(tx + 16 * j);
-      if (channel < 0) continue;
-      Sum& y = acc[i][j];
-      if (a.bias != nullptr) y += load_as_sum<T>(a.bias, channel);
-      if (a.condition != nullptr)
-        y += load_as_sum<T>(a.condition, place_of(a.condition_strides, at, channel));
-      if (!a.gate) continue;
-      y = j < 2 ? tanh_of(y) : sigmoid_of(y);
-      static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y);
-    }
-    for (int j = 0; j < (a.gate ? 2 : 4); ++j) {
-      const int channel = channel_of(tx + 16 * j);
-      if (channel < 0) continue;
-      Sum y = a.gate ? acc[i][j] * acc[i][j + 2] : acc[i][j];
-      if (a.residual != nullptr) y += load_as_sum<T>(a.residual, place_of(a.residual_strides, at, channel));
-      static_cast<T*>(a.out)[place_of(a.out_strides, at, channel)] = static_cast<T>(y);
-    }
+    if (p < positions) finish<T>(a, position_of(p, a.height, a.width), columns, tx, acc[i]);
   }
 }
 
@@ -170,18 +191,10 @@ PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
       const int64_t p = p0 + e / kSide, column = start + e % kSide;
       const int channel = first + e % kSide;
       Sum g = 0, x = 0;
-      if (p < end) {
-        Position at = position_of(p, a.height, a.width);
-        if (channel < a.outputs) g = load_as_sum<T>(a.grad, place_of(a.grad_strides, at, channel));
-        if (column == all - 1) {
-          x = 1;
-        } else if (column < all) {
-          const int tap = static_cast<int>(column / a.inputs);
-          at.y += a.tap_y[tap], at.x += a.tap_x[tap];
-          const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
-          if (inside) x = load_as_sum<T>(a.in, place_of(a.in_strides, at, column % a.inputs));
-        }
+      if (p < end && channel < a.outputs) {
+        g = load_as_sum<T>(a.grad, place_of(a.grad_strides, position_of(p, a.height, a.width), channel));
       }
+      if (p < end && column < all) x = column == all - 1 ? 1 : input_of<T>(a, p, column);
       memory.rows.set(e, g), memory.columns.set(e, x);
     }
     simt::sync_block();
