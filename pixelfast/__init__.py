@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .masked_conv import live_taps, masked_conv2d
     from .models import load
     from .sampler import Sample, Sampler, compile
+    from .scan import lstm_scan
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _HOME = {
     "compile": "sampler",
     "live_taps": "masked_conv",
     "load": "models",
+    "lstm_scan": "scan",
     "masked_conv2d": "masked_conv",
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "inputs",
     "live_taps",
     "load",
+    "lstm_scan",
     "masked_conv2d",
     "models",
     "testing",

@@ -52,37 +52,83 @@ def _groups(keys: Sequence[object]) -> list[np.ndarray]:
 
 
 def split(plan: Plan) -> Plan:
-    """Refine maps until all channels of a map depend on the same maps through the same taps."""
-    groups: Groups = {}
-    group_of = np.full(
-        sum(m.channels for m in plan.maps) + 1, ZERO, np.int64
-    )  # by channel; the last serves ZERO
-    count = 0
-    # The channels of an attention are alike, and those of a loop, which loads its operands in order.
-    whole = plan.written_by(plan.loops) | {read.map for i in plan.loops for read in plan.reads(plan.ops[i])}
-    so_far: dict[int, list[list[object]]] = {}
-    for op in plan.ops:
-        if isinstance(op, HeadOp):
-            continue
-        keys: list[object] = [()] * plan.maps[op.out].channels
-        if op.out in whole:
-            pass
-        elif isinstance(op, ConvOp):
-            assert not op.code, "split comes before fuse"
-            sources = group_of[op.refs]
-            names = np.unique(sources)
-            if len(names):
-                alive = np.stack([(op.weight[:, sources == g] != 0).any(axis=1) for g in names])
-                keys = [alive[:, :, j].tobytes() for j in range(op.products)]
-        elif isinstance(op, MapOp):
-            loads = [group_of[ins.refs].tolist() for ins in op.code if ins.fn == "load"]
-            keys = list(zip(*loads, strict=True)) or keys
-        so_far.setdefault(op.out, []).append(keys)  # of all ops that write the map
-        groups[op.out] = _groups(list(zip(*so_far[op.out], strict=True)))
-        for members in groups[op.out]:
-            group_of[plan.maps[op.out].first + members] = count
-            count += 1
-    return _regroup(plan, groups)
+    """Refine maps until all channels of a map depend on the same maps through the same taps.
+
+    The maps of a loop depend on each other, so they are refined together, until nothing changes. What a loop loads must
+    stay in order; where it would not, the loop stays whole, and so does what it reads.
+    """
+    whole: set[int] = set()
+    while True:
+        refined = _Refined(plan, whole)
+        torn = [part for part in plan.parts if part[0] in plan.loops and not refined.in_order(part)]
+        if not torn:
+            return _regroup(plan, refined.groups)
+        for part in torn:
+            whole |= plan.written_by(part) | {read.map for i in part for read in plan.reads(plan.ops[i])}
+
+
+class _Refined:
+    """Channels of the maps of a plan in groups of equal dependence; all of a map are alike if it is to stay whole."""
+
+    def __init__(self, plan: Plan, whole: set[int]):
+        self.plan, self.whole = plan, whole
+        self.groups: Groups = {}
+        channels = sum(m.channels for m in plan.maps) + 1  # the last serves ZERO
+        self.group_of, self.place = (np.full(channels, ZERO, np.int64) for _ in range(2))
+        self.so_far: dict[int, list[list[object]]] = {}  # by map, of the ops that write it
+        self.count = 0
+        for part in plan.parts:
+            before: list[int] = []
+            while before != (now := [len(self.groups.get(m, ())) for m in sorted(plan.written_by(part))]):
+                before = now
+                self._refine(part)
+                if part[0] not in plan.loops:
+                    break
+
+    def _refine(self, part: range) -> None:
+        for op in (self.plan.ops[i] for i in part):
+            if isinstance(op, HeadOp):
+                continue
+            keys = [self._dependence(op)]
+            if part[0] not in self.plan.loops:
+                keys = self.so_far.setdefault(op.out, [])
+                keys.append(self._dependence(op))
+            self.groups[op.out] = _groups(list(zip(*keys, strict=True)))
+            for members in self.groups[op.out]:
+                refs = self.plan.maps[op.out].first + members
+                self.group_of[refs], self.place[refs] = self.count, np.arange(len(members))
+                self.count += 1
+
+    def _dependence(self, op: Op) -> list[object]:
+        """By channel: what it depends on."""
+        assert not isinstance(op, HeadOp)
+        nothing: list[object] = [()] * self.plan.maps[op.out].channels
+        if op.out in self.whole or not isinstance(op, ConvOp | MapOp):
+            return nothing  # as the channels of an attention, which are alike
+        found = [self.group_of[ins.refs].tolist() for ins in op.code if ins.fn == "load"]
+        if isinstance(op, ConvOp):
+            sources = self.group_of[op.refs]
+            alive = [(op.weight[:, sources == g] != 0).any(axis=1) for g in np.unique(sources)]
+            if alive:
+                by_product = np.stack(alive)
+                taken = [ins.refs for ins in op.code if ins.fn == "product"] or [np.arange(op.products)]
+                found += [[by_product[:, :, j].tobytes() for j in columns] for columns in taken]
+        return list(zip(*found, strict=True)) or nothing
+
+    def in_order(self, part: range) -> bool:
+        """Whether the ops of a loop load neighbours, in order, or the same for all channels."""
+        for op in (self.plan.ops[i] for i in part):
+            if not isinstance(op, ConvOp):
+                continue
+            for members in self.groups[op.out]:
+                for ins in op.code:
+                    if ins.fn == "load":
+                        refs = ins.refs[members]
+                        steps = set(np.diff(self.place[refs]).tolist())
+                        same = (refs == refs[0]).all()
+                        if not same and (steps != {1} or len(set(self.group_of[refs].tolist())) > 1):
+                            return False
+        return True
 
 
 def split_by_readers(plan: Plan) -> Plan:
@@ -176,10 +222,16 @@ def _part(op: Op, out: int, members: np.ndarray, renumbered: np.ndarray) -> Op:
     if isinstance(op, ConvOp):
         refs = renumbered[op.refs]
         ascending = np.argsort(refs, kind="stable")
-        products = np.arange(op.products) if op.code else members  # a loop is whole
+        code = tuple(ins.select(members) for ins in op.code)
+        taken = [ins.refs for ins in code if ins.fn == "product"] or [members]
+        products = np.array(list(dict.fromkeys(np.concatenate(taken).tolist())), np.int64)
         weight = _take(_take(op.weight, ascending, 1), products, 2)
         bias = None if op.bias is None else op.bias[products]
-        code = _renumber(op.code, renumbered)
+        column = {j: i for i, j in enumerate(products.tolist())}
+        code = tuple(
+            ins.reading(np.array([column[j] for j in ins.refs.tolist()])) if ins.fn == "product" else ins
+            for ins in _renumber(code, renumbered)
+        )
         return replace(op, out=out, refs=refs[ascending], weight=weight, bias=bias, code=code)
     if isinstance(op, MapOp):
         return replace(op, out=out, code=_renumber(tuple(ins.select(members) for ins in op.code), renumbered))

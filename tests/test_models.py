@@ -12,16 +12,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pixelfast import heads, models
-from pixelfast.models import AutoregressiveModel, GatedPixelCNN, PixelCNN
+from pixelfast.models import (
+    AutoregressiveModel,
+    DiagonalBiLSTM,
+    GatedPixelCNN,
+    LSTM2d,
+    PixelCNN,
+    RowLSTM,
+)
 
-MODELS = [PixelCNN, GatedPixelCNN]
+MODELS = [PixelCNN, GatedPixelCNN, RowLSTM, DiagonalBiLSTM, LSTM2d]
+SMALL = {"levels": 4, "hidden": 24, "layers": 6, "kernel": 5}
 SIZES = [(1, 1), (1, 5), (5, 1), (5, 7)]
 
 
 def random_model(kind: type[AutoregressiveModel], **options) -> AutoregressiveModel:
     """Return a small model in float64 whose weights are all alive."""
     torch.manual_seed(0)
-    model = kind(**({"levels": 4, "hidden": 24, "layers": 6, "kernel": 5} | options)).double()
+    small = {"levels": 4, "hidden": 24, "layers": 3} if kind is LSTM2d else SMALL
+    model = kind(**(small | options)).double()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -61,8 +70,23 @@ def test_gated_pixelcnn_has_no_blind_spot(channels):
     assert torch.equal(found, torch.ones_like(found).tril(-1))
 
 
-def test_pixelcnn_has_a_blind_spot():
-    found = dependence(random_model(PixelCNN), 5, 7)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_blind_spot_of_the_diagonal_bilstm(channels):
+    """The last colour of the row above, for pixels that the first kernel does not show it to."""
+    height, width, half = 5, 7, 2
+    found = dependence(random_model(DiagonalBiLSTM, channels=channels), height, width)
+    missing = (torch.ones_like(found).tril(-1) & ~found).view(
+        height, width, channels, height, width, channels
+    )
+    want = torch.zeros_like(missing)
+    for y in range(1, height):
+        want[y, : width - 1 - half, :, y - 1, width - 1, channels - 1] = True
+    assert torch.equal(missing, want)
+
+
+@pytest.mark.parametrize("kind", [PixelCNN, RowLSTM, LSTM2d])
+def test_a_blind_spot(kind):
+    found = dependence(random_model(kind), 5, 7)
     below, upper_right = 1 * 7 + 0, 0 * 7 + 6
     assert not found[below, upper_right]
 
@@ -151,7 +175,7 @@ def test_bits_per_dim():
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_save_and_load(kind, tmp_path):
-    model = kind(channels=3, levels=7, hidden=6, layers=2, kernel=3, classes=2)
+    model = kind(channels=3, levels=7, hidden=6, layers=2, classes=2)
     model.shape, model.class_names = (3, 4, 5), ("a", "b")
     model.save(tmp_path / "run")
     state = torch.get_rng_state()
@@ -245,6 +269,8 @@ def test_config_is_plain_json(saved):
     ],
 )
 def test_bad_options(kind, options, message):
+    if kind is LSTM2d and "kernel" in options:
+        pytest.skip("it has no kernel")
     with pytest.raises(ValueError, match=message):
         kind(**options)
 

@@ -2,7 +2,21 @@
 
 from .base import AutoregressiveModel, load
 from .gated_pixelcnn import GatedPixelCNN
+from .pixel_transformer import PixelTransformer
 from .pixelcnn import PixelCNN
 from .pixelcnn_plus_plus import PixelCNNPlusPlus
+from .pixelrnn import DiagonalBiLSTM, LSTM2d, RowLSTM
+from .pixelsnail import PixelSNAIL
 
-__all__ = ["AutoregressiveModel", "GatedPixelCNN", "PixelCNN", "PixelCNNPlusPlus", "load"]
+__all__ = [
+    "AutoregressiveModel",
+    "DiagonalBiLSTM",
+    "GatedPixelCNN",
+    "LSTM2d",
+    "PixelCNN",
+    "PixelCNNPlusPlus",
+    "PixelSNAIL",
+    "PixelTransformer",
+    "RowLSTM",
+    "load",
+]

@@ -37,7 +37,8 @@ class AutoregressiveModel(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        AutoregressiveModel.registry[cls.__name__] = cls
+        if not cls.__name__.startswith("_"):
+            AutoregressiveModel.registry[cls.__name__] = cls
 
     def __init__(
         self, *, channels: int, levels: int, classes: int | None, head: str | heads.Head, **config: Any

@@ -52,9 +52,9 @@ class PixelCNN(AutoregressiveModel):
         check_hidden("PixelCNN", hidden, channels)
         same = colour_mask(hidden, hidden, channels, strict=False)
         strict = colour_mask(hidden, channels, channels, strict=True)
-        self.first = _raster_conv(channels, hidden, kernel, strict)
+        self.first = raster_conv(channels, hidden, kernel, strict)
         self.layers = nn.ModuleList(
-            _raster_conv(hidden, hidden, 3, same, gain=(2 / layers) ** 0.5) for _ in range(layers)
+            raster_conv(hidden, hidden, 3, same, gain=(2 / layers) ** 0.5) for _ in range(layers)
         )
         embeddings = [nn.Embedding(classes, hidden) for _ in range(layers + 1)] if classes else []
         self.embeddings = nn.ModuleList(embeddings)
@@ -77,7 +77,7 @@ class PixelCNN(AutoregressiveModel):
         return x if labels is None else x + self.embeddings[i](labels)[:, :, None, None]
 
 
-def _raster_conv(inputs: int, outputs: int, kernel: int, centre: Tensor, gain: float = 1.0) -> MaskedConv2d:
+def raster_conv(inputs: int, outputs: int, kernel: int, centre: Tensor, gain: float = 1.0) -> MaskedConv2d:
     """A kernel x kernel masked convolution, without the rows below the centre, which are dead."""
     half = kernel // 2
     mask = torch.ones(outputs, inputs, half + 1, kernel, dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""Recurrent layers along a sequence: loops of the plan, ops that read what they wrote one position before.
+"""Recurrent layers along a sequence, and over a grid: loops of the plan, ops that read what they wrote earlier.
 
 What the input contributes is a product of all positions, outside of the loop. Inside are an op, or two, whose product
-takes the last hidden state and whose expression is the cell. States before the first position are constants; those
+takes the hidden states before and whose expression is the cell. States before the first position are constants; those
 that are not zero enter with the input.
 """
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import plan as P
+from .. import scan
 from ..capture import where
 from ..lower import Lowering, lowers
 from ..values import View
@@ -50,12 +51,17 @@ class _Code:
 
 
 def _loop(
-    ctx: Lowering, out: int, hidden: int, weight: np.ndarray, bias: Any, code: _Code, back: tuple[int, int]
+    ctx: Lowering, out: int, hidden: int, weight: np.ndarray, bias: Any, code: _Code, *back: tuple[int, int]
 ) -> None:
-    """Write map `out`: `code` of the product of `weight` (products, hidden) with the hidden state one position back."""
-    matrix = np.ascontiguousarray(weight.T[None])
+    """Write map `out`: `code` of the product of `weight` (products, hidden) with the hidden state one position back.
+
+    Of a stack of weights, each is of the hidden state at an offset of its own.
+    """
+    stack = weight.reshape(len(back), *weight.shape[-2:]).transpose(0, 2, 1)
+    order = sorted(range(len(back)), key=lambda k: back[k])
+    matrices, offsets = np.ascontiguousarray(stack[order]), tuple(back[k] for k in order)
     refs = ctx.build.refs(hidden)
-    ctx.build.add(P.ConvOp(out, refs, (back,), matrix, bias, code=tuple(code.lines), where=where(ctx.node)))
+    ctx.build.add(P.ConvOp(out, refs, offsets, matrices, bias, code=tuple(code.lines), where=where(ctx.node)))
 
 
 def _at_start(v: View, values: Tensor, back: tuple[int, int]) -> Tensor:
@@ -200,3 +206,57 @@ for _target, _cell in (
     (aten.rnn_relu.input, _elman("relu")),
 ):
     lowers(_target)(_one_state(_cell))
+
+
+# --- over a grid ------------------------------------------------------------------------------------------------
+
+
+@lowers(torch.ops.pixelfast.lstm_scan.default)
+def _lstm_over_grid(
+    ctx: Lowering, a: Any, weight: Any, edge: Any, hidden: Sequence[int], cells: Sequence[int]
+) -> list[View | None]:
+    """`pixelfast.lstm_scan`; gates in the order output, forget (one for each cell that is read), input, cell."""
+    v = ctx.view(a)
+    if v.axes != "ncyx" or not isinstance(weight, Tensor) or not isinstance(edge, Tensor | None):
+        raise ctx.fail(
+            f"gates of axes {v.axes}, or weights that depend on a condition; supported are (N, C, H, W)"
+        )
+    taps, back = scan.pairs(hidden), scan.pairs(cells)
+    size = weight.shape[2]
+    of_hidden, of_cell = torch.zeros(2, size) if edge is None else edge.detach().float()
+    w = weight.detach().float()
+    if of_hidden.any():
+        outside = torch.stack([_outside(v, k) for k in taps])
+        v = ctx.pointwise([v, torch.einsum("kyx,kgd,d->gyx", outside, w, of_hidden)], ("add", 0, 1))
+    elif not ctx.is_whole(v, (v.height, v.width)):
+        v = ctx.settle(v)
+    c, h = (ctx.new_map(size, v.height, v.width, suffix=f".{name}") for name in ("cell", "hidden"))
+    code = _Code()
+    total = None
+    for m, offset in enumerate(back):
+        last = code.load(ctx.build.refs(c), offset)
+        if of_cell.any():
+            code.lines += ctx.operand(_outside(v, offset) * of_cell[:, None, None], v, (size,))
+            last = code("add", last, len(code.lines) - 1)
+        kept = code("mul", code("sigmoid", code.gate(v.refs, 1 + m, m, size)), last)
+        total = kept if total is None else code("add", total, kept)
+    i, g = (
+        code(fn, code.gate(v.refs, 1 + len(back) + k, len(back) + k, size))
+        for k, fn in enumerate(("sigmoid", "tanh"))
+    )
+    assert total is not None
+    code("add", total, code("mul", i, g))
+    matrices = w.numpy()
+    _loop(ctx, c, h, matrices[:, size:], None, code, *taps)
+    code = _Code()
+    o = code("sigmoid", code.gate(v.refs, 0, 0, size))
+    code("mul", o, code("tanh", code.load(ctx.build.refs(c))))
+    _loop(ctx, h, h, matrices[:, :size], None, code, *taps)
+    return [ctx.whole(h, v.axes, [size]), None, None]
+
+
+def _outside(v: View, offset: tuple[int, int]) -> Tensor:
+    """(H, W): 1 where the position at an offset lies outside of the grid, else 0."""
+    y, x = (torch.arange(size) + d for size, d in zip((v.height, v.width), offset, strict=True))
+    inside = ((y >= 0) & (y < v.height))[:, None] & ((x >= 0) & (x < v.width))
+    return (~inside).float()
