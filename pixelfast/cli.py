@@ -262,11 +262,12 @@ def _info(options: argparse.Namespace) -> None:
     sampler = _compile(model, options)
     config = ", ".join(f"{key}={value!r}" for key, value in model.config.items() if value is not None)
     weights = sum(parameter.numel() for parameter in model.parameters())
-    field = receptive_field(sampler.schedule.plan)
+    fields = [receptive_field(stage.schedule.plan) for stage in sampler.stages]
     print(f"model            {type(model).__name__}({config})")
     print(f"parameters       {weights:,}")
     print(f"image            {_by(sampler.shape)}, {model.levels} levels")
-    print(f"receptive field  {field}")
+    for field in fields:
+        print(f"receptive field  {field}")
     pixels = math.prod(sampler.shape)
     print(f"order            {sampler.order}, {sampler.steps} steps for {pixels} sub-pixels")
     print()

@@ -25,6 +25,7 @@ from .capture import BATCH, Captured, run
 from .conditions import Conditions, evaluate, gather, of_two_images
 from .explain import Explanation, explain
 from .heads import Head
+from .models.multi_scale import MultiScale
 from .orders import ORDERS, choose, schedule_in
 from .outputs import Pick
 from .prepare import Planned, Prepared, check_shape, make_plan, prepare
@@ -39,8 +40,9 @@ _LITTLE_NBYTES = 1 << 24  # which is taken to be there
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """`images`: uint8 (N, C, H, W), int64 where levels > 256. `log_prob`: float32 (N,), in nats, of exactly the
-    distribution that was sampled (temperature, top_k and top_p included)."""
+    """`images`: uint8 (N, C, H, W), int64 where levels > 256. `log_prob`: float32 (N,), or (N, C, H, W) where
+    `per_pixel` was asked for, in nats, of exactly the distribution that was sampled (temperature, top_k and top_p
+    included)."""
 
     images: Tensor
     log_prob: Tensor
@@ -92,6 +94,14 @@ def compile(
         raise ValueError(f"[compile] order must be one of {', '.join(ORDERS)}, got {order!r}")
     shape = check_shape(shape)
     target = Target(backend, isa, precision)
+    if isinstance(module, MultiScale):
+        from .cascade import cascade_of
+
+        if any(given is not None for given in (head, to_input, conditions, output)):
+            raise ValueError(
+                "[compile] a MultiScale model brings its own head, inputs and conditions: pass none of them"
+            )
+        return cascade_of(module, shape, order=order, target=target)
     prepared = prepare(
         module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
     )
@@ -177,6 +187,11 @@ class Sampler:
         return f"Sampler(shape={self.shape}, levels={self.levels}, order={self.order!r}, steps={self.schedule.count})"
 
     @property
+    def stages(self) -> tuple[Sampler, ...]:
+        """The samplers of all scales of a model: of most, itself."""
+        return (self,)
+
+    @property
     def steps(self) -> int:
         """Sequential steps of one image; pixels of one step are drawn together."""
         return self.schedule.count
@@ -203,6 +218,7 @@ class Sampler:
         top_p: float | None = None,
         given: Any = None,
         known: Any = None,
+        per_pixel: bool = False,
         progress: bool = False,
         threads: int | None = None,
         chunk: int | None = None,
@@ -223,13 +239,14 @@ class Sampler:
         - `given`, `known`: complete images. Where `known` (bool, broadcast to (n, C, H, W)) is true, the level is that
             of `given` (broadcast likewise), and the rest is drawn in order, given all earlier pixels. log_prob then
             covers known pixels too.
+        - `per_pixel`: return the log-probability of each sub-pixel.
         - `progress`: show a bar. `threads`: None or 0 takes PIXELFAST_THREADS, or else all cores. `chunk`: images that
             are worked on at once, and `team`: threads that share them; chosen if None. None of these changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
         second of Ctrl-C.
         """
-        n = _integer("n", n, 0)
+        n = integer("n", n, 0)
         if (given is None) != (known is None):
             raise ValueError(
                 "[sample] given and known come together: the images, and where they are to be kept"
@@ -237,7 +254,7 @@ class Sampler:
         if not isinstance(temperature, Real) or not np.isfinite(temperature) or temperature <= 0:
             raise ValueError(f"[sample] temperature must be positive and finite, got {temperature}")
         if top_k is not None:
-            top_k = _integer("top_k", top_k, 1)
+            top_k = integer("top_k", top_k, 1)
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
         parallel = self._parallel(threads, chunk, team)
@@ -246,8 +263,8 @@ class Sampler:
         mask = None
         if given is not None:
             levels = self._levels("sample", given)
-            mask = np.ascontiguousarray(_broadcast("known", known, images.shape), np.uint8)
-            images[:] = np.where(mask, _broadcast("given", levels, images.shape), 0)
+            mask = np.ascontiguousarray(broadcast("known", known, images.shape), np.uint8)
+            images[:] = np.where(mask, broadcast("given", levels, images.shape), 0)
         log_prob = self._run(
             "sample",
             self.program,
@@ -256,15 +273,15 @@ class Sampler:
             self._condition_values("sample", self.program, n, labels, conditions),
             progress=progress,
             given=mask,
-            seed=_integer("seed", seed, 0, 2**64 - 1),
-            first_index=_integer("first_index", first_index, 0, 2**64 - 1 - n),
+            seed=integer("seed", seed, 0, 2**64 - 1),
+            first_index=integer("first_index", first_index, 0, 2**64 - 1 - n),
             temperature=float(temperature),
             top_k=min(top_k or 0, self.levels),
             top_p=1.0 if top_p is None else float(top_p),
             profiles=_profiles,
             **parallel,
         )
-        return Sample(self._as_images(images), torch.from_numpy(_total(log_prob)))
+        return Sample(self._as_images(images), torch.from_numpy(log_prob if per_pixel else total(log_prob)))
 
     def profile(self, n: int, *, quiet: bool = False, **options: Any) -> Profile:
         """Measure where the time of `sample(n, **options)` goes, print it as a table unless `quiet`, and return it.
@@ -274,7 +291,7 @@ class Sampler:
         """
         if self.target.backend != "cpu":
             raise ValueError(f"[profile] only the cpu backend can be profiled, this is {self.target.backend}")
-        self.sample(_integer("n", n, 1), **options)
+        self.sample(integer("n", n, 1), **options)
         found: list[dict[str, Any]] = []
         self.sample(n, _profiles=found, **options)
         result = profile_of(found[0], self.program, images=n, peak=peak(self.target.isa or "", 1, 0.1))
@@ -323,7 +340,7 @@ class Sampler:
             given=True,
             **parallel,
         )
-        return torch.from_numpy(log_prob if per_pixel else _total(log_prob))
+        return torch.from_numpy(log_prob if per_pixel else total(log_prob))
 
     def verify(
         self, *, conditions: Mapping[str, Any] | None = None, seed: int = 0, tolerance: float = 1e-3
@@ -386,9 +403,9 @@ class Sampler:
 
     def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, Any]:
         found = {
-            "threads": _integer("threads", threads or 0, 0, C["kMaxThreads"]),
-            "chunk": _integer("chunk", chunk or 0, 0),
-            "team": _integer("team", team or 0, 0, C["kMaxThreads"]),
+            "threads": integer("threads", threads or 0, 0, C["kMaxThreads"]),
+            "chunk": integer("chunk", chunk or 0, 0),
+            "team": integer("team", team or 0, 0, C["kMaxThreads"]),
         }
         return {key: value for key, value in found.items() if key in _PARALLEL[self.target.backend]}
 
@@ -445,7 +462,7 @@ _PARALLEL = {
 }
 
 
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     try:
         found = operator.index(value)
     except TypeError:
@@ -456,7 +473,7 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
     return found
 
 
-def _broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+def broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if name == "known" and array.dtype != bool:
         raise ValueError(f"[sample] known must be bool, got {array.dtype}")
@@ -466,7 +483,7 @@ def _broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"[sample] {name} must broadcast to {shape}, got {array.shape}") from None
 
 
-def _total(log_prob: np.ndarray) -> np.ndarray:
+def total(log_prob: np.ndarray) -> np.ndarray:
     """Sum over sub-pixels in one fixed order, in float64."""
     flat = log_prob.reshape(len(log_prob), math.prod(log_prob.shape[1:])).astype(np.float64)
     return np.add.accumulate(flat, axis=1)[:, -1].astype(np.float32)

@@ -32,6 +32,24 @@ _MODELS: dict[str, Callable[..., AutoregressiveModel]] = {
     "pixelcnn": models.PixelCNN,
     "gated-pixelcnn": models.GatedPixelCNN,
     "pixelcnn-pp": models.PixelCNNPlusPlus,
+    "lstm2d": models.LSTM2d,
+    "row-lstm": models.RowLSTM,
+    "diagonal-bilstm": models.DiagonalBiLSTM,
+    "multi-scale": models.MultiScale,
+    "pixelsnail": models.PixelSNAIL,
+    "pixel-transformer": models.PixelTransformer,
+}
+# Options of models, as on the command line.
+_OPTIONS: dict[str, tuple[type, str]] = {
+    "hidden": (int, "width of the layers"),
+    "layers": (int, "number of layers; of pixelsnail, before each attention"),
+    "kernel": (int, "size of the first layer"),
+    "skew": (int, "skew of the wavefront to stay in (gated-pixelcnn)"),
+    "blocks": (int, "residual blocks of a stage (pixelcnn-pp), or how often it attends (pixelsnail)"),
+    "heads": (int, "heads of attention (pixel-transformer)"),
+    "stride": (int, "windows that are attended to, of stride x stride (pixelsnail)"),
+    "mixtures": (int, "logistics of the mixture (pixelcnn-pp, pixelsnail)"),
+    "dropout": (float, "probability of dropping a feature (pixelcnn-pp, pixelsnail, pixel-transformer)"),
 }
 
 
@@ -325,18 +343,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, help="folder to write the run to")
     parser.add_argument("--model", choices=list(_MODELS), default="gated-pixelcnn")
-    parser.add_argument("--hidden", type=int, help="width of the layers")
-    parser.add_argument("--layers", type=int, help="number of layers")
-    parser.add_argument("--kernel", type=int, help="size of the first layer")
-    parser.add_argument("--skew", type=int, help="skew of the wavefront to stay in (gated-pixelcnn)")
-    parser.add_argument("--blocks", type=int, help="residual blocks of a stage (pixelcnn-pp)")
-    parser.add_argument("--mixtures", type=int, help="logistics of the mixture (pixelcnn-pp)")
-    parser.add_argument("--dropout", type=float, help="probability of dropping a feature (pixelcnn-pp)")
+    for name, (kind, text) in _OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, help=text)
     parser.add_argument(
         "--classes", action=argparse.BooleanOptionalAction, default=False, help="condition on the labels"
     )
     parser.add_argument("--levels", type=int, help="quantize the images to so many levels")
-    parser.add_argument("--head", choices=["categorical", "bernoulli"])
+    parser.add_argument("--head", choices=["categorical", "bernoulli", "logistic_mixture"])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -376,7 +389,7 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
     dataset, valid = _split(dataset, args.limit, args.valid)
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model(args, channels=dataset.shape[0], levels=dataset.levels, classes=classes).to(device)
+    model = _model(args, dataset, classes).to(device)
     return train(
         model,
         dataset,
@@ -395,15 +408,18 @@ def run(args: argparse.Namespace) -> AutoregressiveModel:
     )
 
 
-def _model(args: argparse.Namespace, **of_data: Any) -> AutoregressiveModel:
+def _model(args: argparse.Namespace, dataset: Dataset, classes: int | None) -> AutoregressiveModel:
     """The model that the options describe; what they leave open has the model's own defaults."""
     model = _MODELS[args.model]
-    options = ("hidden", "layers", "kernel", "skew", "blocks", "mixtures", "dropout", "head")
-    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in (*_OPTIONS, "head") if getattr(args, name) is not None}
+    taken = inspect.signature(model).parameters
     for name in given:
-        if name not in inspect.signature(model).parameters:
+        if name not in taken:
             raise ValueError(f"[train] {args.model} has no {name}; leave out --{name}")
-    return model(**given, **of_data)
+    channels, height, width = dataset.shape
+    of_data = {"channels": channels, "levels": dataset.levels, "classes": classes}
+    size = {"height": height, "width": width}
+    return model(**given, **of_data, **{name: value for name, value in size.items() if name in taken})
 
 
 def _split(dataset: Dataset, limit: int | None, held_out: int) -> tuple[Dataset, Dataset | None]:

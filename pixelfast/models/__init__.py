@@ -2,6 +2,7 @@
 
 from .base import AutoregressiveModel, load
 from .gated_pixelcnn import GatedPixelCNN
+from .multi_scale import MultiScale
 from .pixel_transformer import PixelTransformer
 from .pixelcnn import PixelCNN
 from .pixelcnn_plus_plus import PixelCNNPlusPlus
@@ -13,6 +14,7 @@ __all__ = [
     "DiagonalBiLSTM",
     "GatedPixelCNN",
     "LSTM2d",
+    "MultiScale",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelSNAIL",

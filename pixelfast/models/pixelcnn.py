@@ -21,6 +21,7 @@ class PixelCNN(AutoregressiveModel):
         kernel: size of the first layer; odd, at least 3.
         classes: number of classes to condition on, or None.
         head: "categorical", or "bernoulli" for two levels.
+        context: channels of a map that `network` is given besides the image, or None.
 
     Raises:
         ValueError: for an argument out of range.
@@ -38,7 +39,9 @@ class PixelCNN(AutoregressiveModel):
         kernel: int = 7,
         classes: int | None = None,
         head: str = "categorical",
+        context: int | None = None,
     ) -> None:
+        given = {} if context is None else {"context": context}
         super().__init__(
             channels=channels,
             levels=levels,
@@ -47,6 +50,7 @@ class PixelCNN(AutoregressiveModel):
             kernel=kernel,
             classes=classes,
             head=head,
+            **given,
         )
         check_kernel("PixelCNN", kernel)
         check_hidden("PixelCNN", hidden, channels)
@@ -58,6 +62,8 @@ class PixelCNN(AutoregressiveModel):
         )
         embeddings = [nn.Embedding(classes, hidden) for _ in range(layers + 1)] if classes else []
         self.embeddings = nn.ModuleList(embeddings)
+        biases = [nn.Conv2d(context, hidden, 1, bias=False) for _ in range(layers + 1)] if context else []
+        self.contexts = nn.ModuleList(biases)
         self.mix = MaskedConv2d(hidden, hidden, mask=same, gain=2**0.5)
         outputs = self.head.outputs(channels)
         self.last = MaskedConv2d(
@@ -66,15 +72,17 @@ class PixelCNN(AutoregressiveModel):
         for embedding in embeddings:
             nn.init.normal_(embedding.weight, std=0.1)
 
-    def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return float (N, head.outputs(C), H, W) for scaled images."""
-        h = self._conditioned(self.first(x), 0, labels)
+    def network(self, x: Tensor, labels: Tensor | None, context: Tensor | None = None) -> Tensor:
+        """Return float (N, head.outputs(C), H, W) for scaled images; `context`: float (N, context, H, W)."""
+        h = self._conditioned(self.first(x), 0, labels, context)
         for i, layer in enumerate(self.layers, start=1):
-            h = h + self._conditioned(layer(torch.relu(h)), i, labels)
+            h = h + self._conditioned(layer(torch.relu(h)), i, labels, context)
         return self.last(torch.relu(self.mix(torch.relu(h))))
 
-    def _conditioned(self, x: Tensor, i: int, labels: Tensor | None) -> Tensor:
-        return x if labels is None else x + self.embeddings[i](labels)[:, :, None, None]
+    def _conditioned(self, x: Tensor, i: int, labels: Tensor | None, context: Tensor | None) -> Tensor:
+        if labels is not None:
+            x = x + self.embeddings[i](labels)[:, :, None, None]
+        return x if context is None else x + self.contexts[i](context)
 
 
 def raster_conv(inputs: int, outputs: int, kernel: int, centre: Tensor, gain: float = 1.0) -> MaskedConv2d:
