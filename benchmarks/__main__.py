@@ -2,9 +2,9 @@
 
 import argparse
 
-from . import compiling, gpu, limits, report, sampling, skew
+from . import compiling, families, gpu, likelihoods, limits, report, sampling, skew, training
 
-MODULES = (sampling, limits, compiling, skew, gpu, report)
+MODULES = (sampling, families, limits, compiling, training, likelihoods, skew, gpu, report)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pixelfast._files import replacing
 
-from . import compiling, floor, limits, sampling, skew
+from . import compiling, families, floor, likelihoods, limits, sampling, skew, training
 
 Record = Mapping[str, Any]
 SHORT = "Loops in PyTorch are extrapolated: the plain one from forward passes, the cached one from rows."
@@ -37,6 +37,19 @@ def blocks(result: Record) -> dict[str, str]:
             "limits": _block(result, limits.table(result), peaks),
             "parts": _block(result, limits.parts_table(result), "Times of one thread."),
             "sizes": _block(result, limits.sizes_table(result), "Times of one thread."),
+        }
+    if question == "families":
+        note = (
+            "\\* Extrapolated: the plain loop from forward passes, the cached one from steps in the middle."
+        )
+        return {"families": _block(result, families.table(result), f"Time per image. {note}")}
+    if question == "training":
+        return {"training": _block(result, training.table(result), "Time per step.")}
+    if question == "likelihoods":
+        note = "Test nats per image; times per image are of batches of 16."
+        return {
+            "likelihoods": _block(result, likelihoods.table(result), note),
+            "commands": likelihoods.commands(result),
         }
     if question == "compiling":
         return {"compiling": _block(result, compiling.table(result))}

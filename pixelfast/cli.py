@@ -253,11 +253,18 @@ def _engine_nats(model: AutoregressiveModel, dataset: Dataset, options: argparse
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_order(parser)
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw what the middle pixel sees, and the order, into a .png"
+    )
 
 
 def _info(options: argparse.Namespace) -> None:
+    from ._files import check_writable, replacing
     from .receptive import receptive_field
 
+    out = None if options.picture is None else check_writable(options.picture)
+    if out is not None and out.suffix != ".png":
+        raise ValueError(f"[info] --picture must end in .png, got {options.picture!r}")
     model = _load(options.model)
     sampler = _compile(model, options)
     config = ", ".join(f"{key}={value!r}" for key, value in model.config.items() if value is not None)
@@ -272,6 +279,14 @@ def _info(options: argparse.Namespace) -> None:
     print(f"order            {sampler.order}, {sampler.steps} steps for {pixels} sub-pixels")
     print()
     print(sampler.explain())
+    if out is not None:
+        from . import viz
+
+        picture = viz.receptive_field(
+            model, shape=sampler.shape, order=options.order, progress=sys.stderr.isatty()
+        )
+        with replacing(out) as temporary:
+            picture.save(temporary)
 
 
 # --- audit --------------------------------------------------------------------------------------------------

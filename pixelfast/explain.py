@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._table import aligned
+from .orders import Limit, limit
 from .plan import ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp
-from .readiness import NEVER
+from .readiness import NEVER, wavefront
 from .schedule import Schedule
 
 
@@ -30,18 +31,40 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`print` it. Multiply-adds and elements are per image; buffers are per image at work."""
+    """`print` it. Multiply-adds and elements are per image; buffers are per image at work.
+
+    limit: the least skew of a wavefront, and which pixel's dependence allows no smaller one.
+    """
 
     shape: tuple[int, int, int]
     levels: int
     order: str
     skew: int | None
     steps: int
+    limit: Limit
     rows: tuple[Row, ...]
     multiply_adds: int
     launches: int
     buffer_nbytes: int
     weights_nbytes: int
+
+    @property
+    def why(self) -> str:
+        """Why it takes no fewer steps: a sentence, or nothing if a wavefront of skew 1 was chosen."""
+        _, height, width = self.shape
+        least = self.limit.skew
+        if height == 1 or width == 1:
+            return f"no wavefront: the image is one {'row' if height == 1 else 'column'}"
+        because = ""
+        if self.limit.of is not None and self.limit.on is not None:
+            (y, x), (v, u) = self.limit.of, self.limit.on
+            because = f": pixel (y={y}, x={x}) depends on pixel (y={v}, x={u})"
+        if least == width:
+            return f"no wavefront{because}, the end of the row above, so rows cannot overlap"
+        if self.skew == least:
+            return f"no smaller skew{because}" if because else ""
+        steps = wavefront(self.shape, least).count
+        return f"the least skew of a wavefront is {least} ({steps:,} steps){because}"
 
     def __str__(self) -> str:
         colours, height, width = self.shape
@@ -77,7 +100,8 @@ class Explanation:
         lines.append(("in all", "", "", "", *(f"{n:,}" if n != "" else "" for n in totals)))
         text = aligned(lines, left=2)
         rule = "-" * max(map(len, text))
-        return "\n".join([title, "", text[0], rule, *text[1:-1], rule, text[-1]])
+        head = [title, self.why] if self.why else [title]
+        return "\n".join([*head, "", text[0], rule, *text[1:-1], rule, text[-1]])
 
 
 def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
@@ -125,6 +149,7 @@ def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
         order=order.name,
         skew=order.skew,
         steps=schedule.count,
+        limit=limit(plan),
         rows=tuple(rows),
         multiply_adds=schedule.multiply_adds,
         launches=sum(launches),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 from . import passes
 from . import plan as P
@@ -12,6 +15,7 @@ from . import readiness as R
 from . import schedule as S
 from ._recent import Recent
 from .causality import check_causal, find_skew
+from .receptive import seen_by
 
 ORDERS = ("auto", "raster", "wavefront")
 
@@ -69,3 +73,31 @@ def _cheapest(plan: P.Plan, skew: int) -> R.Order:
             break
         last = cost
     return min(found, key=lambda pair: pair[0])[1]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The least skew of a wavefront, and why it is no smaller: the distribution of pixel `of`, (y, x), depends on pixel
+    `on`, which a wavefront of one less draws with it, or later. None where the skew is 1."""
+
+    skew: int
+    of: tuple[int, int] | None = None
+    on: tuple[int, int] | None = None
+
+
+def limit(plan: P.Plan) -> Limit:
+    """Find the least skew, and the first pixel that allows no smaller one. Raises `CausalityError`."""
+    skew = find_skew(plan)
+    if skew == 1:
+        return Limit(skew)
+    steps = R.wavefront(plan.shape, skew - 1).steps
+    ready = R.Dependence(plan).readiness(R.wavefront(plan.shape, skew - 1))
+    late = np.zeros(plan.shape, bool)
+    for op, when in zip(plan.ops, ready, strict=True):
+        if isinstance(op, P.HeadOp):
+            late[op.colour] |= when > steps[op.colour]
+    y, x = np.argwhere(late.any(axis=0))[0].tolist()
+    of = [(c, y, x) for c in range(plan.shape[0])]
+    too_late = [seen & (steps >= steps[at]) for at, seen in zip(of, seen_by(plan, of), strict=True)]
+    v, u = np.argwhere(np.logical_or.reduce(too_late).any(axis=0))[-1].tolist()
+    return Limit(skew, (y, x), (v, u))

@@ -132,9 +132,13 @@ class Fronts:
         return max(0, -min(self.hidden + self.cells))
 
     @property
+    def after(self) -> int:
+        """Places after the last position of a front."""
+        return max(0, *self.hidden, *self.cells)
+
+    @property
     def places(self) -> int:
-        inner = self.rows if self.diagonal else self.columns
-        return self.before + inner + max(0, *self.hidden, *self.cells)
+        return self.before + (self.rows if self.diagonal else self.columns) + self.after
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """The places of each front, from and up to, that are positions of the grid."""
@@ -278,7 +282,7 @@ def _gradients(
     (h, c), of_states = states.unbind(), torch.zeros_like(states)
     of_h, of_c = of_states.unbind()
     fronts.as_images(of_h[1:]).copy_(fronts.turned(grad))
-    of_gates, of_weight = torch.zeros_like(active), torch.zeros_like(weight)
+    of_gates = torch.zeros_like(active)
     for s, (start, end) in reversed(list(enumerate(fronts.spans()))):
         z, of_z = (t[s, start:end].view(-1, channels) for t in (active, of_gates))
         o, *forget, i, g = z.split(size, 1)
@@ -295,11 +299,14 @@ def _gradients(
         bounded, of_bounded = z[:, :-size], of_z[:, :-size]
         torch.ops.aten.sigmoid_backward.grad_input(of_bounded, bounded, grad_input=of_bounded)
         torch.ops.aten.tanh_backward.grad_input(of_g, g, grad_input=of_g)
-        for k, matrix, of_matrix in zip(fronts.hidden, weight, of_weight, strict=True):
-            read = slice(start + k, end + k)
-            of_h[s, read].view(-1, size).addmm_(of_z, matrix)
-            of_matrix.addmm_(of_z.T, h[s, read].view(-1, size))
+        for k, matrix in zip(fronts.hidden, weight, strict=True):
+            of_h[s, start + k : end + k].view(-1, size).addmm_(of_z, matrix)
         of_states[:, s + 1, start:end].zero_()  # what is left is of the edge
+    # What every place reads lies equally far on, so one product does for all fronts; gates outside of the grid are 0.
+    n = active.shape[2]
+    first, rows = fronts.before * n, (fronts.count * fronts.places - fronts.before - fronts.after) * n
+    flat, read = of_gates.view(-1, channels)[first : first + rows], h.reshape(-1, size)
+    of_weight = torch.stack([flat.T @ read[first + k * n : first + k * n + rows] for k in fronts.hidden])
     found = fronts.back(fronts.as_images(of_gates))
     return found.clone(memory_format=_layout(grad)), of_weight, of_states.sum((1, 2, 3))
 

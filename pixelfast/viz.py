@@ -1,4 +1,4 @@
-"""Pictures of samples: grids of images, with Pillow alone."""
+"""Pictures, with Pillow alone: grids of samples, and what pixels see."""
 
 from __future__ import annotations
 
@@ -11,23 +11,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._files import replacing
+from ._pictures import field, kBackground, kInk, receptive_field, receptive_fields
 
 if TYPE_CHECKING:
     import torch
 
-_BACKGROUND = (255, 255, 255)
-_INK = (40, 40, 40)
+__all__ = ["field", "grid", "receptive_field", "receptive_fields", "save_grid"]
+
 _GAP = 2  # pixels of the picture between two images
 _FONT_SIZE = 14
-_FIELD = {  # of a receptive field's picture: a character of its text, its colour, what it is
-    "#": ((66, 122, 196), "seen"),
-    "o": ((250, 196, 178), "blind spot"),
-    ".": ((226, 228, 232), "before, out of reach"),
-    " ": (_BACKGROUND, "not drawn yet"),
-    "!": ((202, 32, 32), "seen too early: a leak"),
-    "?": ((252, 240, 190), "not measured"),
-    "@": (_INK, "the pixel"),
-}
 
 
 def grid(
@@ -79,7 +71,7 @@ def grid(
     if titles is not None:
         margin = max(math.ceil(font.getlength(title)) for title in titles) + 4 * _GAP
     step_y, step_x = height * scale + _GAP, width * scale + _GAP
-    picture = Image.new("RGB", (margin + columns * step_x + _GAP, rows * step_y + _GAP), _BACKGROUND)
+    picture = Image.new("RGB", (margin + columns * step_x + _GAP, rows * step_y + _GAP), kBackground)
     for i in range(n):
         y, x = divmod(i, columns)
         tile = Image.fromarray(np.ascontiguousarray(pixels[i]))
@@ -88,57 +80,8 @@ def grid(
         draw = ImageDraw.Draw(picture)
         for y, title in enumerate(titles):
             centre = _GAP + y * step_y + height * scale // 2
-            draw.text((margin - 2 * _GAP, centre), title, fill=_INK, font=font, anchor="rm")
+            draw.text((margin - 2 * _GAP, centre), title, fill=kInk, font=font, anchor="rm")
     return picture
-
-
-def field(rows: Sequence[str], *, scale: int | None = None) -> Image.Image:
-    """Draw a receptive field as an RGB picture with a legend.
-
-    rows: strings, one per row of pixels, of "@" (the pixel), "#" (what it sees), "o" (its blind spot, hatched), "."
-        (what is before it and out of reach), " " (what is not drawn yet), "!" (what it sees too early) and
-        "?" (what nobody looked at).
-    scale: the side of a pixel in the picture; if None, such that the picture is about 400 pixels wide.
-
-    Raises ValueError for rows that are not such strings of one length.
-    """
-    if (
-        not rows
-        or len({len(row) for row in rows}) != 1
-        or not rows[0]
-        or not set("".join(rows)) <= set(_FIELD)
-    ):
-        raise ValueError(f"[field] rows must be strings of one length, of {''.join(_FIELD)!r}, got {rows!r}")
-    scale = max(4, round(400 / len(rows[0]))) if scale is None else scale
-    if scale < 1:
-        raise ValueError(f"[field] scale must be at least 1, got {scale}")
-    font = ImageFont.load_default(_FONT_SIZE)
-    named = [(c, name) for c, (_, name) in _FIELD.items() if any(c in row for row in rows)]
-    line = _FONT_SIZE + 2 * _GAP
-    legend = max(math.ceil(font.getlength(name)) for _, name in named) + line + 4 * _GAP
-    width, height = len(rows[0]) * scale, len(rows) * scale
-    picture = Image.new(
-        "RGB", (max(width, legend) + 2 * _GAP, height + 4 * _GAP + len(named) * line), _BACKGROUND
-    )
-    draw = ImageDraw.Draw(picture)
-    for y, row in enumerate(rows):
-        for x, c in enumerate(row):
-            _cell(draw, c, _GAP + x * scale, _GAP + y * scale, scale)
-    draw.rectangle((_GAP - 1, _GAP - 1, _GAP + width, _GAP + height), outline=_INK)
-    for i, (c, name) in enumerate(named):
-        top = height + 3 * _GAP + i * line
-        _cell(draw, c, _GAP, top, _FONT_SIZE)
-        draw.rectangle((_GAP, top, _GAP + _FONT_SIZE - 1, top + _FONT_SIZE - 1), outline=_INK)
-        draw.text((_GAP + line, top + _FONT_SIZE // 2), name, fill=_INK, font=font, anchor="lm")
-    return picture
-
-
-def _cell(draw: ImageDraw.ImageDraw, c: str, left: int, top: int, side: int) -> None:
-    gap = 1 if side > 4 else 0
-    right, bottom = left + side - 1 - gap, top + side - 1 - gap
-    draw.rectangle((left, top, right, bottom), fill=_FIELD[c][0])
-    if c == "o" and side > 4:
-        draw.line((left, bottom, right, top), fill=_FIELD["!"][0])
 
 
 def save_grid(images: torch.Tensor | np.ndarray, path: str | os.PathLike[str], **options: Any) -> None:

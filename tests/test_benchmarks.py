@@ -5,19 +5,33 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pixelfast import models
+from pixelfast import data, models
 from pixelfast.sampler import compile as compile_model
+from pixelfast.train import evaluate, train
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmarks are not installed
 
-from benchmarks import cached_loop, compiling, floor, gpu, harness, limits, report, sampling  # noqa: E402
+from benchmarks import (  # noqa: E402
+    cached_loop,
+    compiling,
+    families,
+    floor,
+    gpu,
+    harness,
+    likelihoods,
+    limits,
+    report,
+    sampling,
+    training,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +151,91 @@ def test_a_run_from_measurement_to_readme(tmp_path, capsys, monkeypatch):
     )
 
 
+def test_families_from_measurement_to_page(tmp_path, capsys, monkeypatch):
+    tiny = {"hidden": 4, "layers": 1}
+    made = (
+        families._grey("rows", models.RowLSTM, **tiny),
+        families._grey("scales", models.MultiScale, model="PixelCNN", **tiny),
+        families._grey("tokens", models.PixelTransformer, hidden=8, layers=1, heads=2, height=4, width=4),
+    )
+    monkeypatch.setattr(families, "FAMILIES", [replace(family, size=4) for family in made])
+    parser = families.argparse.ArgumentParser()
+    families.add_arguments(parser)
+    out = tmp_path / "record.json"
+    families.run(parser.parse_args(["--repeats", "1", "--threads", "1", "--out", str(out)]))
+    record = json.loads(out.read_text())
+    assert [(row["model"], row["batch"]) for row in record["rows"]] == [
+        (name, n) for name in ("rows", "scales", "tokens") for n in families.BATCHES
+    ]
+    for row in record["rows"]:
+        cached = {"cached"} if row["model"] == "tokens" else set()
+        assert set(row["seconds_per_image"]) == {"pixelfast", "plain"} | cached
+        assert all(value > 0 for value in row["seconds_per_image"].values())
+    (table,) = report.blocks(record).values()
+    assert table.count("\n| ") == 7
+    assert "tokens" in capsys.readouterr().out
+
+
+def test_families_are_verified(monkeypatch):
+    model = families._grey("rows", models.RowLSTM, hidden=4, layers=1).model()
+    sampler = compile_model(model, shape=(1, 4, 4))
+    families.verify(model, sampler)
+    model.last.bias.data += 3.0
+    with pytest.raises(ValueError, match="log probabilities differ from the model's"):
+        families.verify(model, sampler)
+
+
+def test_training_from_measurement_to_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "MODELS", {"rows": lambda: models.RowLSTM(levels=2, hidden=2, layers=1)})
+    monkeypatch.setattr(training, "SIZE", 3)
+    parser = training.argparse.ArgumentParser()
+    training.add_arguments(parser)
+    out = tmp_path / "record.json"
+    training.run(parser.parse_args(["--repeats", "1", "--threads", "1", "--out", str(out)]))
+    record = json.loads(out.read_text())
+    assert all(record["rows"][0]["seconds_per_step"][way] > 0 for way in training.WAYS)
+    (table,) = report.blocks(record).values()
+    assert table.count("\n| ") == 2
+
+
+def test_likelihoods_from_runs_to_page(tmp_path):
+    images = (np.random.default_rng(0).random((40, 3, 4)) < 0.3).astype(np.uint8)[:, None]
+    path = tmp_path / "set.npz"
+    np.savez(path, train_images=images[:30], test_images=images[30:], levels=2)
+    dataset = data.load(path)
+    for kind in (models.PixelCNN, models.LSTM2d):
+        model = kind(levels=2, hidden=4, layers=1, head="bernoulli")
+        train(model, dataset, out=tmp_path / kind.__name__, epochs=2, batch=8, progress=False)
+    parser = likelihoods.argparse.ArgumentParser()
+    likelihoods.add_arguments(parser)
+    out = tmp_path / "record.json"
+    runs = [str(tmp_path / name) for name in ("PixelCNN", "LSTM2d")]
+    likelihoods.run(parser.parse_args([*runs, "--data", str(path), "--repeats", "1", "--out", str(out)]))
+    record = json.loads(out.read_text())
+    for row, published in zip(record["rows"], (81.30, None), strict=True):
+        want = evaluate(models.load(tmp_path / row["model"]), data.load(path, split="test"), progress=False)
+        assert row["nats"] == pytest.approx(want.nats)
+        assert row["published_nats"] == published
+        assert row["training"]["images"] == 2 * 4 * 8
+        assert row["command"].startswith("pixelfast train")
+        assert str(tmp_path) not in row["command"]
+    tables = report.blocks(record)
+    assert tables["likelihoods"].count("\n| ") == 3
+    assert tables["commands"].count("pixelfast train") == 2
+
+
+@pytest.mark.parametrize("name", training.MODELS)
+def test_all_ways_to_train_agree(name, monkeypatch):
+    torch.manual_seed(0)
+    model, images = training.MODELS[name](), torch.randint(0, 2, (1, 1, 3, 4))
+    training.verify(model, images)
+    monkeypatch.setitem(
+        training.WAYS, "fronts", lambda *given, **options: training.by_front(*given, **options) * 1.1
+    )
+    with pytest.raises(ValueError, match="fronts and the op differ"):
+        training.verify(model, images)
+
+
 def test_a_busy_machine_is_noted(monkeypatch, capsys):
     monkeypatch.setattr(harness.os, "getloadavg", lambda: (3.14159, 0.0, 0.0), raising=False)
     assert harness.load() == 3.14
@@ -195,6 +294,7 @@ def test_duration(seconds, text):
     [
         ("README.md", ["speeds"]),
         ("docs/performance.md", ["limits", "parts", "sizes", "contestants", "compiling", "netket", "skew"]),
+        ("docs/models.md", ["families", "training", "likelihoods", "commands"]),
     ],
 )
 def test_pages_have_markers_for_the_tables(page, names):

@@ -273,6 +273,15 @@ def test_eval_says_what_is_wrong(options, message, run_folder, tmp_path, capsys)
     assert message in capsys.readouterr().err
 
 
+def test_info_draws_a_picture(plain_folder, tmp_path, capsys):
+    out = tmp_path / "field.png"
+    assert cli.main(["info", plain_folder, "--size", "3x7", "--picture", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert min(picture.size) > 100
+    assert cli.main(["info", plain_folder, "--picture", str(tmp_path / "field.txt")]) == 2
+    assert "--picture must end in .png" in capsys.readouterr().err
+
+
 def test_eval_quantizes_and_limits(plain_folder, tmp_path, capsys):
     path = tmp_path / "grey.npz"
     np.savez(path, images=np.random.default_rng(0).integers(0, 256, (5, 5, 6)))
