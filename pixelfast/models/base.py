@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,11 @@ class AutoregressiveModel(nn.Module):
         channels, levels, classes, head: what the model is a distribution of.
         shape: (C, H, W) of the images that it was trained on, or None; saved with it.
         class_names: the names of the classes, or empty; saved with it.
+        presets: the arguments of published configurations, by name.
     """
 
     registry: ClassVar[dict[str, type[AutoregressiveModel]]] = {}
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -58,6 +61,20 @@ class AutoregressiveModel(nn.Module):
         self.head = heads.make_head(head, levels) if isinstance(head, str) else head
         self.shape: tuple[int, int, int] | None = None
         self.class_names: tuple[str, ...] = ()
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """Return a published configuration, one of `presets`, with some arguments changed.
+
+        Raises:
+            ValueError: for another name, or as the constructor.
+        """
+        if name not in cls.presets:
+            known = (
+                f"must be one of {', '.join(cls.presets)}" if cls.presets else "of this model is none known"
+            )
+            raise ValueError(f"[{cls.__name__}] preset {known}, got {name!r}")
+        return cls(**{**cls.presets[name], **changes})
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images x, float (N, C, H, W) in [-1, 1]."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,6 @@ from torch import Tensor, nn
 from .base import AutoregressiveModel
 
 _IMAGE_GPT: dict[str, Any] = {"channels": 1, "levels": 512, "height": 32, "width": 32}
-_PRESETS: dict[str, dict[str, Any]] = {
-    "igpt-s": _IMAGE_GPT | {"hidden": 512, "layers": 24, "heads": 8},
-    "igpt-m": _IMAGE_GPT | {"hidden": 1024, "layers": 36, "heads": 8},
-    "igpt-l": _IMAGE_GPT | {"hidden": 1536, "layers": 48, "heads": 16},
-}
 
 
 class PixelTransformer(AutoregressiveModel):
@@ -44,8 +39,14 @@ class PixelTransformer(AutoregressiveModel):
     Reference: Chen et al. 2020, section 2.2, as its public code (github.com/openai/image-gpt) has it: norms have a gain
     and take no mean off, linear layers have no bias, the activation is x * sigmoid(1.702 x), input and output
     embeddings are not tied. `preset("igpt-s")`, "igpt-m" and "igpt-l" are the models of section 3.3 for 32x32 pixels,
-    each of which is one of 512 clusters of colours.
+    each of which is one of 512 clusters of colours: 76.57, 455.16 and 1362.25 million parameters.
     """
+
+    presets: ClassVar = {
+        "igpt-s": _IMAGE_GPT | {"hidden": 512, "layers": 24, "heads": 8},
+        "igpt-m": _IMAGE_GPT | {"hidden": 1024, "layers": 36, "heads": 8},
+        "igpt-l": _IMAGE_GPT | {"hidden": 1536, "layers": 48, "heads": 16},
+    }
 
     def __init__(
         self,
@@ -86,19 +87,6 @@ class PixelTransformer(AutoregressiveModel):
         self.norm = _norm(hidden)
         # Section 3.3 starts from zeros here: a network that does not look at the image, of which no plan is left.
         self.last = _linear(hidden, self.head.outputs(1), std=0.1 * hidden**-0.5)
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> PixelTransformer:
-        """Return a published configuration, with some arguments changed.
-
-        name: "igpt-s" (76.57 million parameters), "igpt-m" (455.16) or "igpt-l" (1362.25).
-
-        Raises:
-            ValueError: for another name, or as the constructor.
-        """
-        if name not in _PRESETS:
-            raise ValueError(f"[PixelTransformer] preset must be one of {', '.join(_PRESETS)}, got {name!r}")
-        return cls(**(_PRESETS[name] | changes))
 
     def scale(self, images: Tensor) -> Tensor:
         """Return levels as they are, int64: they are embedded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,6 @@ from .pixelcnn import raster_conv
 
 class _PixelRNN(AutoregressiveModel):
     """A mask A convolution, recurrent layers with residual connections, and two 1x1 convolutions (table 1)."""
-
-    presets: ClassVar[dict[str, dict[str, Any]]]
 
     def __init__(
         self,
@@ -55,17 +53,6 @@ class _PixelRNN(AutoregressiveModel):
             wide, outputs, mask=colour_mask(outputs, wide, channels, strict=False), gain=0.1
         )
 
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> AutoregressiveModel:
-        """Return a published configuration ("mnist" or "cifar10"), with some arguments changed.
-
-        Raises:
-            ValueError: for another name.
-        """
-        if name not in cls.presets:
-            raise ValueError(f"[{cls.__name__}] preset must be one of {', '.join(cls.presets)}, got {name!r}")
-        return cls(**(cls.presets[name] | changes))
-
     def network(self, x: Tensor, labels: Tensor | None, context: Tensor | None = None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images; `context`: float (N, context, H, W)."""
         x = self.first(x)
@@ -95,10 +82,13 @@ class RowLSTM(_PixelRNN):
         ValueError: for an argument out of range.
 
     Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.1 and table 1. `preset("cifar10")` has 12
-    layers of 128 units. Training goes a row at a time.
+    layers of 128 units, `preset("imagenet32")` of 384 (section 5.1). Training goes a row at a time.
     """
 
-    presets: ClassVar = {"cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12}}
+    presets: ClassVar = {
+        "cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12},
+        "imagenet32": {"channels": 3, "levels": 256, "hidden": 384, "layers": 12},
+    }
 
     def __init__(
         self,
@@ -142,7 +132,7 @@ class DiagonalBiLSTM(_PixelRNN):
         ValueError: for an argument out of range.
 
     Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.2 and table 1. `preset("mnist")` has 7 layers
-    of 16 units (section 5.4), `preset("cifar10")` 12 of 128. Training goes a diagonal at a time, H + W - 1 in all.
+    of 16 units, `preset("cifar10")` 12 of 128 (section 5.1). Training goes a diagonal at a time, H + W - 1 in all.
     """
 
     presets: ClassVar = {
