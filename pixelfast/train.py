@@ -48,6 +48,8 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "blocks": (int, "residual blocks of a stage (pixelcnn-pp), or how often it attends (pixelsnail)"),
     "heads": (int, "heads of attention (pixel-transformer)"),
     "stride": (int, "windows that are attended to, of stride x stride (pixelsnail)"),
+    "scales": (int, "how often the size of images is doubled (multi-scale)"),
+    "context": (int, "channels of the maps that are made of smaller images (multi-scale)"),
     "mixtures": (int, "logistics of the mixture (pixelcnn-pp, pixelsnail)"),
     "dropout": (float, "probability of dropping a feature (pixelcnn-pp, pixelsnail, pixel-transformer)"),
 }

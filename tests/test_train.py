@@ -282,6 +282,27 @@ def test_command_line_of_a_mixture(pictures, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("lstm2d", "LSTM2d", ("--layers", 1)),
+        ("row-lstm", "RowLSTM", ("--layers", 1, "--kernel", 3)),
+        ("diagonal-bilstm", "DiagonalBiLSTM", ("--layers", 1, "--kernel", 3)),
+        ("multi-scale", "MultiScale", ("--layers", 1, "--scales", 2, "--context", 4)),
+        ("pixelsnail", "PixelSNAIL", ("--layers", 1, "--blocks", 1, "--stride", 2, "--mixtures", 2)),
+        ("pixel-transformer", "PixelTransformer", ("--layers", 1, "--heads", 2, "--dropout", 0.1)),
+    ],
+)
+def test_command_line_of_every_family(pictures, tmp_path, name, kind, options):
+    common = ("--data", pictures, "--sample-every", 0, "--levels", 4, "--hidden", 8, "--epochs", 1)
+    model = run(*common, "--model", name, *options, "--out", tmp_path / "run", "--classes")
+    assert type(model).__name__ == kind
+    for option, value in zip(options[::2], options[1::2], strict=True):
+        assert model.config[option[2:]] == value
+    loaded = models.load(tmp_path / "run")
+    assert (loaded.config, loaded.shape) == (model.config, (3, 3, 4))
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--threads", 0), "threads must be at least 1, got 0"),
