@@ -142,15 +142,15 @@ SPELLINGS = {
 class Transformer(nn.Module):
     """Over raster tokens, the colours of a pixel one after another."""
 
-    def __init__(self, attention: nn.Module, shape: tuple[int, int, int]):
+    def __init__(self, attention: nn.Module, shape: tuple[int, int, int], outputs: int = LEVELS):
         super().__init__()
         torch.manual_seed(0)
-        self.length = math.prod(shape)
+        self.length, self.outputs = math.prod(shape), outputs
         self.tokens, self.positions = (
             nn.Embedding(LEVELS, WIDTH),
             nn.Parameter(torch.randn(self.length, WIDTH)),
         )
-        self.attention, self.last = attention, nn.Linear(WIDTH, LEVELS)
+        self.attention, self.last = attention, nn.Linear(WIDTH, outputs)
         for p in self.parameters():
             nn.init.normal_(p, std=0.7)
 
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         x = self.tokens(images.permute(0, 2, 3, 1).reshape(n, -1))
         x = F.pad(x[:, :-1], (0, 0, 1, 0)) + self.positions
         x = self.last(x + self.attention(x))
-        return x.view(n, height, width, c, LEVELS).permute(0, 4, 3, 1, 2)
+        return x.view(n, height, width, c, self.outputs).permute(0, 4, 3, 1, 2)
 
 
 class Whole(nn.Module):
@@ -206,6 +206,19 @@ def test_spellings(spelling, shape):
 @pytest.mark.parametrize("spelling", ["sdpa", "windows", "strict"])
 def test_every_rung(spelling, isa):
     assert_same_on(compiled(spelling, (1, 3, 4)), isa, seed=6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(3, 1, 1), (2, 1, 1), (2, 1, 3), (2, 3, 1)], ids=str)
+@pytest.mark.parametrize("head", [pf.heads.Categorical(LEVELS), pf.heads.Bernoulli()], ids=["levels", "bits"])
+def test_colours_of_few_pixels(shape, head, isa):
+    """Of a single pixel they are the whole sequence, which a reshape to its grid leaves as it is."""
+    levels = isinstance(head, pf.heads.Categorical)
+    model = Transformer(Attention(SPELLINGS["sdpa"]), shape, LEVELS if levels else 1)
+    model = (model if levels else nn.Sequential(model, nn.Flatten(1, 2))).eval()
+    reference = pf.compile(model, shape=shape, head=head, backend="reference")
+    reference.verify()
+    assert_same_on(reference, isa, seed=6)
 
 
 @pytest.mark.parametrize("isa", ISAS)

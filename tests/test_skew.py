@@ -11,7 +11,7 @@ import torch
 from zoo import Case, assert_same_on, dependence, labels_of, loud
 
 import pixelfast as pf
-from pixelfast import cli, testing, train
+from pixelfast import cli, data, testing, train
 from pixelfast.models import GatedPixelCNN, gated_pixelcnn
 from pixelfast.receptive import receptive_field
 
@@ -219,8 +219,9 @@ def test_other_models_have_no_skew(tmp_path):
     parser = train.argparse.ArgumentParser()
     train.add_arguments(parser)
     options = parser.parse_args(["--data", "d", "--out", "o", "--model", "pixelcnn", "--skew", "2"])
+    dataset = data.Dataset("four", np.zeros((1, 1, 4, 4), np.uint8), levels=4)
     with pytest.raises(ValueError, match=r"\[train\] pixelcnn has no skew; leave out --skew"):
-        train._model(options, channels=1, levels=4)
+        train._model(options, dataset, None)
 
 
 @pytest.mark.parametrize(

@@ -113,21 +113,25 @@ def recompile(
     return sampler.rescheduled(schedule, Target(backend, isa))
 
 
-def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int) -> None:
-    """The cpu's images and log-probabilities are the reference's, to the bit, for every chunk and crew."""
-    want = reference.sample(3, seed=seed)
+def assert_same_on(reference: pf.Sampler, isa: str, *, seed: int, **labels: Any) -> None:
+    """The cpu's images and log-probabilities are the reference's, to the bit, for every chunk and crew.
+
+    labels: of 3 images, where the model takes some.
+    """
+    want = reference.sample(3, seed=seed, **labels)
     sampler = recompile(reference, reference.schedule, backend="cpu", isa=isa)
     for chunk, threads, team in ((1, 1, 1), (3, 2, 1), (2, 3, 3)):
-        got = sampler.sample(3, seed=seed, chunk=chunk, threads=threads, team=team)
+        got = sampler.sample(3, seed=seed, chunk=chunk, threads=threads, team=team, **labels)
         assert torch.equal(got.images, want.images)
         assert torch.equal(got.log_prob, want.log_prob)
     for team in (1, 2):
-        assert torch.equal(sampler.log_prob(want.images, threads=2, team=team), want.log_prob)
+        assert torch.equal(sampler.log_prob(want.images, threads=2, team=team, **labels), want.log_prob)
     if isa != "scalar":  # once
         return
+    first = {name: value[:2] for name, value in labels.items()}
     for backend in ("emulated", "cuda") if no_cuda() is None else ("emulated",):
         device = recompile(reference, reference.schedule, backend=backend)
-        got = device.sample(2, seed=seed, chunk=2, team=2)
+        got = device.sample(2, seed=seed, chunk=2, team=2, **first)
         assert torch.equal(got.images, want.images[:2])
         assert torch.equal(got.log_prob, want.log_prob[:2])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,10 @@ from torch import Tensor, nn
 
 from .. import heads
 from .base import AutoregressiveModel
-from .pixelcnn_plus_plus import (
-    PixelCNNPlusPlus,
-    _concat_elu,
-    _Conv,
-    _Normed,
-    _Right,
-    _shift_down,
-    _shift_right,
-)
+from .normed import Gated, Right, concat_elu, conv, normalise, pointwise, shift_down, shift_right
 
-# What `train.py` of the authors' https://github.com/neocxi/pixelsnail-public is called with, its defaults included.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "cifar10": {"channels": 3, "hidden": 256, "blocks": 12, "layers": 4, "mixtures": 10, "dropout": 0.5},
-    "imagenet32": {"channels": 3, "hidden": 256, "blocks": 12, "layers": 4, "mixtures": 32, "dropout": 0.0},
-}
 _HEADS = (heads.LogisticMixture.name, heads.Categorical.name, heads.Bernoulli.name)
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"elu": F.elu, "concat_elu": _concat_elu}
-# Pads windows of which a maximum is taken. Finite, since a strided window may be planned as a product.
-_LOWEST = -1e30
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"elu": F.elu, "concat_elu": concat_elu}
 
 
 class PixelSNAIL(AutoregressiveModel):
@@ -61,10 +46,24 @@ class PixelSNAIL(AutoregressiveModel):
         ValueError: for an argument out of range.
 
     Reference: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model", figures 1 and 2, and the
-    authors' code, whose layers have the same shapes in the same order. `preset("cifar10")` and `preset("imagenet32")`
-    are the models that it trains. Weights are normalised (Salimans & Kingma 2016); `initialise` sets them from data,
-    as the authors do before training.
+    authors' code (https://github.com/neocxi/pixelsnail-public), whose layers have the same shapes in the same order.
+    `preset("cifar10")` and `preset("imagenet32")` are the models that it trains, of 46.18 and 46.24 million parameters;
+    of 91.68 and 91.74 with "concat_elu". Weights are normalised (Salimans & Kingma 2016); `initialise` sets them from
+    data, as the authors do before training.
     """
+
+    # What `train.py` of the authors' code is called with, its defaults included.
+    presets: ClassVar = {
+        "cifar10": {"channels": 3, "hidden": 256, "blocks": 12, "layers": 4, "mixtures": 10, "dropout": 0.5},
+        "imagenet32": {
+            "channels": 3,
+            "hidden": 256,
+            "blocks": 12,
+            "layers": 4,
+            "mixtures": 32,
+            "dropout": 0.0,
+        },
+    }
 
     def __init__(
         self,
@@ -110,26 +109,15 @@ class PixelSNAIL(AutoregressiveModel):
         )
         self.config |= {"dropout": dropout, "activation": activation, "head": head}
         self.stride = stride
-        self.above = _Conv(channels + 1, hidden, (1, 3))
-        self.left = _Conv(channels + 1, hidden, (2, 1))
-        gated = functools.partial(_Gated, activation=activation, dropout=dropout, classes=classes)
+        self.above = conv(channels + 1, hidden, (1, 3))
+        self.left = conv(channels + 1, hidden, (2, 1))
+        gated = functools.partial(
+            Gated, activation=_ACTIVATIONS[activation], dropout=dropout, classes=classes
+        )
         self.blocks = nn.ModuleList(
             _Block(channels, hidden, layers, key, value, gated) for _ in range(blocks)
         )
-        self.last = _pointwise(hidden, self.head.outputs(channels))
-
-    @classmethod
-    def preset(cls, name: str, **changes: Any) -> PixelSNAIL:
-        """Return a published configuration, with some arguments changed.
-
-        "cifar10" has 46.18 million parameters, "imagenet32" 46.24 million; 91.68 and 91.74 with "concat_elu".
-
-        Raises:
-            ValueError: for another name, or for changes out of range.
-        """
-        if name not in _PRESETS:
-            raise ValueError(f"[PixelSNAIL] preset must be one of {', '.join(_PRESETS)}, got {name!r}")
-        return cls(**(_PRESETS[name] | changes))
+        self.last = pointwise(hidden, self.head.outputs(channels))
 
     def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
         """Return float (N, head.outputs(C), H, W) for scaled images."""
@@ -137,7 +125,7 @@ class PixelSNAIL(AutoregressiveModel):
         # A channel of ones tells the border from a level.
         padded = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         above, left = self.above(F.pad(padded, (1, 1, 0, 0))), self.left(F.pad(padded, (0, 0, 1, 0)))
-        h = _shift_down(above) + _shift_right(left)
+        h = shift_down(above) + shift_right(left)
         places, seen = _background(x), _seen(height, width, self.stride, x.device)
         for block in self.blocks:
             h = block(h, x, places, seen, self.stride, labels)
@@ -146,62 +134,27 @@ class PixelSNAIL(AutoregressiveModel):
     def initialise(self, images: Tensor, labels: Tensor | None = None) -> None:
         """Scale and shift every layer so that its outputs on these images have mean 0 and variance 1.
 
-        Salimans & Kingma 2016, section 3. images, labels: as for `forward`, some hundred of them.
+        images, labels: as for `forward`, some hundred of them.
         """
-        PixelCNNPlusPlus.initialise(self, images, labels)  # type: ignore[arg-type]
-
-
-class _Gated(nn.Module):
-    """A gated residual layer. `further` is the width of a second input, or 0."""
-
-    def __init__(
-        self,
-        conv: Callable[..., nn.Module],
-        width: int,
-        further: int = 0,
-        *,
-        activation: str,
-        dropout: float,
-        classes: int | None,
-    ) -> None:
-        super().__init__()
-        self.activation = _ACTIVATIONS[activation]
-        times = 2 if self.activation is _concat_elu else 1
-        self.inner = conv(times * width, width)
-        self.further = _pointwise(times * further, width) if further else None
-        self.dropout = nn.Dropout(dropout)
-        self.outer = conv(times * width, 2 * width, gain=0.1)
-        self.embed = nn.Embedding(classes, 2 * width) if classes else None
-        if self.embed is not None:
-            nn.init.normal_(self.embed.weight, std=0.05)
-
-    def forward(self, x: Tensor, labels: Tensor | None, further: Tensor | None = None) -> Tensor:
-        h = self.inner(self.activation(x))
-        if self.further is not None and further is not None:
-            h = h + self.further(self.activation(further))
-        h = self.outer(self.dropout(self.activation(h)))
-        if self.embed is not None:
-            h = h + self.embed(labels)[:, :, None, None]
-        a, b = h.chunk(2, dim=1)
-        return x + a * torch.sigmoid(b)
+        normalise(self, images, labels)
 
 
 class _Block(nn.Module):
     """Gated residual layers, then attention, and one more layer that takes in what was found."""
 
     def __init__(
-        self, channels: int, hidden: int, layers: int, key: int, value: int, gated: Callable[..., _Gated]
+        self, channels: int, hidden: int, layers: int, key: int, value: int, gated: Callable[..., Gated]
     ) -> None:
         super().__init__()
         asking = hidden + 2 * channels
         asked = channels + asking
         self.widths = [key, value]
-        self.layers = nn.ModuleList(gated(_Right, hidden) for _ in range(layers))
-        self.asked = gated(_pointwise, asked)
-        self.key_value = _pointwise(asked, key + value)
-        self.asking = gated(_pointwise, asking)
-        self.query = _pointwise(asking, key)
-        self.mix = gated(_pointwise, hidden, value)
+        self.layers = nn.ModuleList(gated(Right, hidden) for _ in range(layers))
+        self.asked = gated(pointwise, asked)
+        self.key_value = pointwise(asked, key + value)
+        self.asking = gated(pointwise, asking)
+        self.query = pointwise(asking, key)
+        self.mix = gated(pointwise, hidden, value)
 
     def forward(
         self, h: Tensor, x: Tensor, places: Tensor, seen: Tensor, stride: int, labels: Tensor | None
@@ -212,10 +165,6 @@ class _Block(nn.Module):
         key, value = self.key_value(asked).split(self.widths, dim=1)
         query = self.query(self.asking(torch.cat([h, places], dim=1), labels))
         return self.mix(h, labels, _attend(query, _pool(key, stride), _pool(value, stride), seen))
-
-
-def _pointwise(inputs: int, outputs: int, *, gain: float = 1.0) -> _Normed:
-    return _Conv(inputs, outputs, (1, 1), gain=gain)
 
 
 def _background(x: Tensor) -> Tensor:
@@ -271,5 +220,5 @@ def _pool(x: Tensor, stride: int) -> Tensor:
         return x
     (top, bottom), (left, right) = (_margins(size, stride) for size in x.shape[2:])
     if top or bottom or left or right:
-        x = F.pad(x, (left, right, top, bottom), value=_LOWEST)
+        x = F.pad(x, (left, right, top, bottom), value=-torch.inf)
     return F.max_pool2d(x, stride)

@@ -173,17 +173,43 @@ def _of_colours(table: Table, chosen: slice) -> Table:
 
 
 def every(ctx: Lowering, v: View, axis: str, step: int) -> View:
-    """Every so-many-th row or column, from the first on: a product with an identity that strides."""
-    height, width = (-(-v.height // step), v.width) if axis == "y" else (v.height, -(-v.width // step))
+    """Every so-many-th row or column, from the first on."""
+    return dealt(ctx, v, *((step, 1) if axis == "y" else (1, step)))[0]
+
+
+def dealt(ctx: Lowering, v: View, rows: int, columns: int) -> list[View]:
+    """Of each block of positions the first, the second, ..., row by row: those that the grid has of them.
+
+    The rows of a row of blocks, one after another, are one long row in the same memory. So a copy for each column of
+    a block that reads that memory in steps holds every part with that column, and a part is a cut of it.
+    """
+    sizes = [(-(-(v.height - i) // rows), -(-(v.width - j) // columns)) for i, j in np.ndindex(rows, columns)]
     if (v.refs == P.ZERO).all():
-        return replace(v, height=height, width=width, shift=(0, 0), window=(0, height, 0, width))
+        return [replace(v, height=h, width=w, shift=(0, 0), window=(0, h, 0, w)) for h, w in sizes]
+    if (rows, columns) == (1, 1):
+        return [v]
+    height, width = sizes[0]
+    v = _enclosed(ctx, v, rows * height, columns * width)
+    copies = []
+    for j in range(columns):
+        out = ctx.new_map(v.refs.size, height, rows * width, suffix=f".dealt/{j}")
+        load = P.Instruction("load", refs=v.refs.reshape(-1), flat=(j, columns))
+        ctx.build.add(P.MapOp(out, (load,), where(ctx.node)))
+        copies.append(ctx.whole(out, v.axes, v.refs.shape))
+    return [
+        _crop(_crop(copies[j], "y", 0, h), "x", i * width, w)
+        for (i, j), (h, w) in zip(np.ndindex(rows, columns), sizes, strict=True)
+    ]
+
+
+def _enclosed(ctx: Lowering, v: View, height: int, width: int) -> View:
+    """The same in the first rows and columns of a map of that size."""
+    if ctx.is_whole(v, (height, width)):
+        return v
     v = ctx.clean(v, (0, v.height, 0, v.width))
-    refs = v.refs.reshape(-1)
-    out = ctx.new_map(refs.size, height, width, suffix=".every")
-    stride = (step, 1) if axis == "y" else (1, step)
-    kept = refs != P.ZERO
-    matrix = np.eye(refs.size, dtype=np.float32)[None, kept]
-    ctx.build.add(P.ConvOp(out, refs[kept], (v.shift,), matrix, None, stride, where=where(ctx.node)))
+    out = ctx.new_map(v.refs.size, height, width, suffix=".enclosed")
+    load = P.Instruction("load", refs=v.refs.reshape(-1), offset=v.shift)
+    ctx.build.add(P.MapOp(out, (load,), where(ctx.node)))
     return ctx.whole(out, v.axes, v.refs.shape)
 
 
@@ -346,8 +372,8 @@ def padded(ctx: Lowering, a: Any, pads: Sequence[int], values: torch.Tensor) -> 
     v = ctx.view(_pad(ctx, a, pads))
     inside = [s or 1 for s in ctx.view(a).shape]
     inside = [s if i >= len(inside) - len(pads) // 2 else 1 for i, s in enumerate(inside)]
-    around = torch.nn.functional.pad(torch.zeros(inside), list(pads), value=1.0)
-    return ctx.pointwise([v, around * values.float()], ("add", 0, 1)) if values.any() else v
+    around = torch.nn.functional.pad(torch.zeros(inside, dtype=torch.bool), list(pads), value=True)
+    return ctx.pointwise([v, torch.where(around, values.float(), 0.0)], ("add", 0, 1)) if values.any() else v
 
 
 def moved(ctx: Lowering, view: View, table: Table, dims: tuple[int, ...]) -> View:

@@ -24,6 +24,8 @@ aten = torch.ops.aten
 
 Dims = int | Sequence[int] | None
 
+_LOWEST = torch.finfo(torch.float32).min
+
 
 def summed(ctx: Lowering, v: View, axes: Sequence[int]) -> View:
     """Channels along some axes of `refs` added up; the axes stay, of size 1."""
@@ -198,9 +200,13 @@ def _all(ctx: Lowering, a: Any, dims: Dims, keep: bool = False) -> View:
 
 
 def _exponentials(ctx: Lowering, v: View, axes: Sequence[int]) -> tuple[View, View, View]:
-    """The largest channel, exponentials of what channels differ from it by, and their sum."""
+    """The largest channel, exponentials of what channels differ from it by, and their sum.
+
+    Where the largest is minus infinity, the lowest number stands for it: exponentials of minus infinity are 0, while
+    from itself it differs by no number.
+    """
     largest = folded(ctx, "max", v, axes)
-    e = ctx.pointwise([v, largest], ("sub", 0, 1), ("exp", -1))
+    e = ctx.pointwise([v, largest], ("max", 1, _LOWEST), ("sub", 0, -1), ("exp", -1))
     return largest, e, summed(ctx, e, axes)
 
 

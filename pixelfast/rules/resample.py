@@ -13,8 +13,8 @@ from .. import plan as P
 from ..capture import where
 from ..lower import Lowering, lowers
 from ..values import View
-from .convolutions import conv2d, on_grid_of, pair
-from .layout import _crop, _pad, aligned, every
+from .convolutions import on_grid_of, pair
+from .layout import _crop, _pad, aligned, dealt
 from .reshape import _view, on_grid
 
 aten = torch.ops.aten
@@ -35,22 +35,6 @@ def interleaved(ctx: Lowering, parts: Sequence[View], rows: int, columns: int) -
         load = P.Instruction("load", refs=part.refs.reshape(-1), offset=part.shift)
         ctx.build.add(P.MapOp(out, (load,), where(ctx.node), (i // columns, i % columns, rows, columns)))
     return ctx.whole(out, like.axes, like.refs.shape)
-
-
-def dealt(ctx: Lowering, v: View, rows: int, columns: int) -> list[View]:
-    """The inverse: of each block of positions the first, the second, ..., row by row."""
-    found = []
-    for i in range(rows):
-        for j in range(columns):
-            part = _crop(_crop(v, "y", i, v.height - i), "x", j, v.width - j)
-            found.append(_strided(ctx, part, rows, columns))
-    return found
-
-
-def _strided(ctx: Lowering, v: View, rows: int, columns: int) -> View:
-    for axis, step in (("y", rows), ("x", columns)):
-        v = every(ctx, v, axis, step) if step > 1 else v
-    return v
 
 
 @lowers(aten.upsample_nearest2d.vec, aten._upsample_nearest_exact2d.vec)
@@ -74,7 +58,7 @@ def _pixel_shuffle(ctx: Lowering, a: Any, factor: int) -> View:
 
 @lowers(aten.pixel_unshuffle.default)
 def _pixel_unshuffle(ctx: Lowering, a: Any, factor: int) -> View:
-    parts = dealt(ctx, on_grid_of(ctx, a, "a shuffle"), factor, factor)
+    parts = aligned(ctx, dealt(ctx, on_grid_of(ctx, a, "a shuffle"), factor, factor))
     refs = np.stack([p.refs for p in parts], axis=1)
     return replace(parts[0], refs=refs.reshape(-1))
 
@@ -93,11 +77,10 @@ def _windows(
     )]  # fmt: skip
     if py or px:
         v = _pad(ctx, v, [px, px, py, py], "constant", value)
-    found = []
-    for i in range(rows):
-        for j in range(columns):
-            part = _crop(_crop(v, "y", i * dy, (size[0] - 1) * sy + 1), "x", j * dx, (size[1] - 1) * sx + 1)
-            found.append(_strided(ctx, part, sy, sx))
+    parts, found = dealt(ctx, v, sy, sx), []
+    for y, x in np.ndindex(rows, columns):
+        part = parts[y * dy % sy * sx + x * dx % sx]
+        found.append(_crop(_crop(part, "y", y * dy // sy, size[0]), "x", x * dx // sx, size[1]))
     return found
 
 
@@ -142,6 +125,11 @@ def _pooled(ctx: Lowering, a: Any, ceil: bool) -> View:
     return on_grid_of(ctx, a, "a pool")
 
 
+def _combined(ctx: Lowering, fn: str, parts: Sequence[View]) -> View:
+    """One after another, by `fn`."""
+    return ctx.pointwise(parts, *((fn, -1 if i > 1 else 0, i) for i in range(1, len(parts))))
+
+
 @lowers(aten.avg_pool2d.default)
 def _avg_pool(
     ctx: Lowering,
@@ -153,16 +141,14 @@ def _avg_pool(
     count_padding: bool = True,
     divisor: int | None = None,
 ) -> View:
-    """Sums of windows, as a convolution, over how many positions they hold."""
+    """Sums of windows over how many positions they hold."""
     v = _pooled(ctx, a, ceil)
-    (rows, columns), channels = pair(kernel), v.refs.size
-    eye = torch.eye(channels)[:, :, None, None] * torch.ones(rows, columns)
-    total = conv2d(ctx, v, eye, None, pair(stride or kernel), pair(padding))
-    count: Any = float(divisor or rows * columns)
+    windows = _windows(ctx, v, kernel, stride or kernel, padding, 1)
+    count: Any = float(divisor or len(windows))
     if not count_padding and not divisor:
         one = torch.ones(1, 1, v.height, v.width)
         count = torch.nn.functional.avg_pool2d(one, kernel, stride or kernel, padding, divisor_override=1)
-    return ctx.pointwise([total, count], ("div", 0, 1))
+    return ctx.pointwise([_combined(ctx, "add", windows), count], ("div", 0, 1))
 
 
 @lowers(aten.max_pool2d.default)
@@ -176,6 +162,4 @@ def _max_pool(
     ceil: bool = False,
 ) -> View:
     v = _pooled(ctx, a, ceil)
-    windows = _windows(ctx, v, kernel, stride or kernel, padding, dilation, -torch.inf)
-    lines = [("max", -1 if i > 1 else 0, i) for i in range(1, len(windows))]
-    return ctx.pointwise(windows, *lines)
+    return _combined(ctx, "max", _windows(ctx, v, kernel, stride or kernel, padding, dilation, -torch.inf))

@@ -151,22 +151,24 @@ def alike(ctx: Lowering, v: View, axes: str) -> View:
     if renamed is not None:
         return renamed
     if "x" in v.axes and "y" in axes and "y" not in v.axes:
-        if v.shape[axes.index("x")] == 1 and v.height == 1:  # a sequence that is a column
+        at = axes.index("y")
+        if (
+            v.axes[at] == "x" and v.shape[axes.index("x")] == 1 and v.height == 1
+        ):  # a sequence that is a column
             column = replace(on_grid(ctx, v, v.width, 1), axes=v.axes.replace("x", "y"))
             return named(column, axes) or v
-        at = axes.index("y")
         if v.axes[at] == "c" and v.axes == axes.replace("y", "c"):
             return _stacked(ctx, v, at, axes)
     if (v.axes, axes) == ("ncxc", "ncyx"):  # columns that were computed one by one
         return _columns(ctx, v)
-    if (
-        set(v.axes) == set("nc")
-        and {"x"} <= set(axes) <= set("ncyx")
-        and v.axes.index("n") == axes.index("n")
-    ):
+    if set(v.axes + axes) - set("ncyx") or v.axes.index("n") != axes.index("n"):
+        return v
+    if set(v.axes) == set("nc") and "x" in axes:
         return spread(ctx, v, axes)
-    if set(axes) == set("nc") and not set(v.axes) - set("ncyx") and v.axes.index("n") == axes.index("n"):
-        return gathered(ctx, v)
+    if all(
+        v.shape[i] == 1 for i, a in enumerate(axes) if a in "yx"
+    ):  # as of a pixel whose colours are a sequence
+        return named(gathered(ctx, v), axes) or v
     return v
 
 

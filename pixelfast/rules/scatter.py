@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..lower import Lowering, lowers
 from ..values import Given, Table, View
-from .layout import _expand, _slice, _unsqueeze, aligned, as_view, side_by_side, taken
+from .layout import _expand, _slice, _unsqueeze, aligned, as_view, dealt, side_by_side, taken
 from .masks import filled
 from .products import _index
-from .resample import dealt, enlarged, interleaved
+from .resample import enlarged, interleaved
 from .reshape import of_rank
 
 aten = torch.ops.aten
