@@ -84,6 +84,22 @@ def test_the_example_of_a_condition_runs():
     assert names["sampler"].verify() < 1e-4
 
 
+def test_layers_of_ones_own_are_causal():
+    names = {}
+    gated, recurrent = (b for b in blocks("docs/training.md") if "class " in b)
+    exec(gated, names)
+    layer = names["Layer"](4, 3)
+    assert layer(torch.randn(2, 4, 5, 5), torch.tensor([0, 2])).shape == (2, 4, 5, 5)
+    exec(recurrent, names)
+    layer = names["RowLayer"](4)
+    x = torch.randn(1, 4, 5, 5)
+    changed = x.clone()
+    changed[:, :, 2, 2] += 1
+    before, after = layer(x), layer(changed)
+    assert torch.equal(before[:, :, :2], after[:, :, :2])
+    assert (before != after)[:, :, 3, 1:4].any((0, 1)).all()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
