@@ -246,11 +246,17 @@ class _Assembler:
     def flat(self, buffer: int, grid: tuple[int, int], first: int, step: int) -> int:
         """The same memory on another grid, as `Instruction.flat` says."""
         b, (height, width) = self.buffers[buffer], grid
-        assert (b.rows, b.columns) == (b.height, b.width)
+        assert b.columns == b.width or b.height == 1
         assert b.height == 1 or b.row_stride == b.width * b.col_stride
         stride = step * b.col_stride
         offset = b.offset + first * b.col_stride
-        view = Buffer(b.space, offset, height, width, b.channels, height, width, width * stride, stride)
+        rows, columns = height, width
+        if (b.rows, b.columns) != (b.height, b.width):  # a ring: in turn
+            slots = b.rows * b.columns // step
+            rows, columns = (1, slots) if height == 1 else (slots // width, width)
+            assert first < step
+            assert rows * columns * step == b.rows * b.columns
+        view = Buffer(b.space, offset, height, width, b.channels, rows, columns, width * stride, stride)
         self.buffers.append(view)
         return len(self.buffers) - 1
 

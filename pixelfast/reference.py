@@ -13,7 +13,7 @@ import numpy as np
 
 from . import numerics
 from .program import Program
-from .words import Buffer, C, Record
+from .words import Buffer, Record
 
 _UNARY: dict[str, Callable[..., np.ndarray]] = {
     "neg": np.negative,
@@ -107,8 +107,8 @@ class _Image:
         return b.offset + (y % b.rows) * b.row_stride + (x % b.columns) * b.col_stride + channel
 
     def turn_of(self, b: Buffer, y: int, x: int) -> int:
-        """Which of the positions that share a slot this is."""
-        return y // b.rows * C["kMaxSide"] + x // b.columns  # the same in a view of the buffer
+        """Which of the positions that share a slot this is, as far as views of the buffer on other grids agree."""
+        return y // b.rows + x // b.columns
 
     def read(self, buffer: int, channel: int, n: int, y: int, x: int) -> np.ndarray:
         b = self.owner.decoded.buffers[buffer]

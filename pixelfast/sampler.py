@@ -439,7 +439,9 @@ class Sampler:
     def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
         arena, weights = 4 * max(program.arena_floats, 1), 4 * len(program.data)
-        most = max(C["kArenaBytes"], weights) // arena
+        attends = any(isinstance(op, P.AttendOp) for op in self._plan.ops)
+        cached = max(C["kCacheBytes"], 4 * weights) if attends else max(C["kArenaBytes"], weights)
+        most = cached // arena
         chunk = parallel.get("chunk") or max(most * 3 // 2, 1)  # as the runtime chooses, to the nearest
         at_once = (parallel.get("threads") or default_threads()) * chunk
         need = n * per_image + min(n, at_once) * arena

@@ -286,22 +286,49 @@ def _rings(plan: Plan, first: list[np.ndarray], last: list[np.ndarray]) -> dict[
     """As few slots per home as never hold two positions that are in use at once."""
     homes: dict[int, list[int]] = {}
     phases: dict[int, tuple[int, int]] = {}
-    reads = [read for op in plan.ops for read in plan.reads(op)]
-    whole = {plan.maps[r.map].home for r in reads if r.flat is not None}  # such a read goes from row to row
     for op in plan.ops:
         if isinstance(op, InputOp | ConvOp | MapOp | AttendOp):
             home = plan.maps[op.out].home
             homes.setdefault(home, []).append(op.out)
             phases[home] = (plan.written(op)[0].step, plan.written(op)[1].step)
-        if isinstance(op, AttendOp):  # goes from position to position
-            attended = np.concatenate([op.query, op.key, op.value])
-            whole |= {plan.maps[m].home for m in [op.out, *np.unique(plan.map_of(attended)).tolist()]}
+    flat = _flat_reads(plan)
     rings = {}
     for home, members in homes.items():
-        m = plan.maps[members[0]]
         written = np.min([first[m] for m in members], axis=0)
         read = np.max([last[m] for m in members], axis=0)
-        rows, columns = (m.height, m.width) if home in whole else _extent(written, read, phases[home])
+        if home in flat:
+            rows, columns = _rows_in_turn(written, read, flat[home], phases[home])
+        else:
+            rows, columns = _extent(written, read, phases[home])
         channels = max(plan.maps[m].home_channel + plan.maps[m].channels for m in members)
         rings[home] = Ring(home, rows, columns, channels, int(written.min()), int(read.max()))
     return rings
+
+
+def _flat_reads(plan: Plan) -> dict[int, int]:
+    """Of homes that are read as a sequence: how many positions, or a multiple, a ring must have; 0 for all of them.
+
+    A flat read goes round the ring as it goes from row to row of its own grid; attention goes from key to key.
+    """
+    found: dict[int, int] = {}
+    for op in plan.ops:
+        for read in plan.reads(op):
+            home, each = plan.maps[read.map].home, 0
+            if read.flat is not None:
+                height, width = plan.grid(op)
+                first, step = read.flat
+                each = 0 if first >= step else step if height == 1 else step * width
+            elif read.keys is None:
+                continue
+            found[home] = math.lcm(found.get(home, 1), each)
+    return found
+
+
+def _rows_in_turn(first: np.ndarray, last: np.ndarray, each: int, steps: tuple[int, int]) -> tuple[int, int]:
+    """As `_extent`, but whole rows, or a part of a map of one row: multiples of `each` positions, of 0 all."""
+    height, width = first.shape
+    if height == 1:
+        unit = math.lcm(each, steps[1]) or width
+        return 1, min(-(-_slots(first.T, last.T) // unit) * unit, width)
+    unit = math.lcm(each // math.gcd(each, width), steps[0]) or height
+    return min(-(-_slots(first, last) // unit) * unit, height), width

@@ -16,7 +16,7 @@ from zoo import ISAS, assert_same_on, recompile
 
 import pixelfast as pf
 from pixelfast import _cpu, links, numerics
-from pixelfast.plan import AttendOp, Keys, Read
+from pixelfast.plan import AttendOp, ConvOp, Keys, Read
 
 LEVELS, HEADS, WIDTH = 3, 2, 6  # of attention: channels of all heads
 
@@ -244,6 +244,50 @@ def test_widths(channels, isa):
     assert torch.equal(got.log_prob, want.log_prob)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("heads", "channels"), [(9, 3), (5, 20), (3, 35), (2, 72)])
+def test_heads(heads, channels, isa):
+    """More heads than are taken together, of widths that fill no whole number of vectors."""
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project, self.out = (
+                nn.Linear(WIDTH, 3 * heads * channels),
+                nn.Linear(heads * channels, WIDTH),
+            )
+
+        def forward(self, x):
+            q, k, v = self.project(x).unflatten(2, (3, heads, channels)).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    model = Transformer(Heads(), (1, 4, 5)).eval()
+    reference = pf.compile(model, shape=(1, 4, 5), head=pf.heads.Categorical(LEVELS), backend="reference")
+    assert_same_on(reference, isa, seed=4)
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (3, 4, 3)], ids=str)
+def test_only_keys_and_values_are_kept(shape):
+    sampler = compiled("sdpa", shape)
+    plan, rings = sampler.schedule.plan, sampler.schedule.rings
+    (op,) = (op for op in plan.ops if isinstance(op, AttendOp))
+    for refs in (op.key, op.value):
+        (m,) = np.unique(plan.map_of(refs)).tolist()
+        assert rings[m].columns == plan.maps[m].width == math.prod(shape)
+        assert rings[m].channels == plan.maps[m].channels == WIDTH
+    (query,) = np.unique(plan.map_of(op.query)).tolist()
+    assert rings[query].columns == rings[op.out].columns == 1
+    row = shape[0] * shape[2]  # what goes from the sequence to the grid and back, by rows
+    assert sampler.schedule.floats < 2 * math.prod(shape) * WIDTH + row * (6 * WIDTH + 6 * LEVELS)
+
+
+def test_queries_are_scaled_where_they_are_made():
+    plan = compiled("sdpa", (1, 3, 4)).schedule.plan
+    at = next(i for i, op in enumerate(plan.ops) if isinstance(op, AttendOp))
+    assert all(isinstance(op, ConvOp) for op in plan.ops[at - 3 : at])
+
+
 def test_multiply_adds_count_what_is_attended_to():
     sampler = compiled("sdpa", (1, 3, 4))
     row = next(r for r in sampler.explain().rows if r.kind == "attend")
@@ -439,4 +483,14 @@ def test_damaged_attention_is_named(word, value, message):
     assert _cpu.Program(words, program.data, None)
     words[at + word if word >= 0 else at + words[at + 1] + word] = value
     with pytest.raises(ValueError, match=message):
+        _cpu.Program(words, program.data, None)
+
+
+def test_a_ring_of_keys_is_refused():
+    program = compiled("sdpa", (1, 3, 4)).program
+    words = program.words.copy()
+    op = next(op for op in program.decoded.ops if op.name == "attend")
+    at = pf.program.C["kHeaderWords"] + pf.program.C["kBufferWords"] * op.fields["key_buffer"]
+    words[at + 6] -= 1
+    with pytest.raises(ValueError, match="key_buffer must have all of its columns"):
         _cpu.Program(words, program.data, None)

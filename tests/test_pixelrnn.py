@@ -168,5 +168,7 @@ def test_the_preset_for_mnist():
     first, mix, last = 24 * wide + wide, wide * wide + wide, wide + 1
     assert count(model) == sum(p.numel() for p in model.parameters()) - 4 * wide
     assert count(model) == first + 7 * layer + mix + last
-    with pytest.raises(ValueError, match=r"\[RowLSTM\] preset must be one of cifar10, imagenet32, got 'mnist'"):
+    with pytest.raises(
+        ValueError, match=r"\[RowLSTM\] preset must be one of cifar10, imagenet32, got 'mnist'"
+    ):
         RowLSTM.preset("mnist")

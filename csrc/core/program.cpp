@@ -188,13 +188,13 @@ void require_image_grid(const Reader& in, const Program& program, const Buffer& 
                  std::to_string(program.width));
 }
 
-// Where heads * channels of a sequence lie.
-Place take_place(Reader& in, const Program& program, const char* name, int64_t channels) {
+// Where heads * channels of a sequence lie; `whole`: of all its positions at once.
+Place take_place(Reader& in, const Program& program, const char* name, int64_t channels, bool whole) {
   Place place;
   place.buffer = in.take(name, 0, static_cast<int64_t>(program.buffers.size()) - 1);
   const Buffer& b = program.buffers[place.buffer];
-  in.require(b.height == 1 && b.columns >= b.width,
-             std::string(name) + " must have one row, and all of its columns");
+  in.require(b.height == 1, std::string(name) + " must have one row");
+  in.require(!whole || b.columns >= b.width, std::string(name) + " must have all of its columns");
   in.require(channels <= b.channels,
              std::string(name) + " must have at least " + std::to_string(channels) + " channels");
   place.channel = in.take("channel", 0, b.channels - channels);
@@ -207,8 +207,7 @@ void read_attention(Reader& in, const Program& program, OpRecord& op, int64_t n_
   op.buffer = in.take("out_buffer", 0, n_buffers - 1);
   const Buffer& out = program.buffers[op.buffer];
   op.channel = in.take("out_channel", 0, out.channels - 1);
-  in.require(out.space == Space::arena && out.height == 1 && out.columns >= out.width,
-             "attention writes to a sequence in the arena");
+  in.require(out.space == Space::arena && out.height == 1, "attention writes to a sequence in the arena");
   a.heads = in.take("heads", 1, kMaxSide);
   a.key_channels = in.take("key_channels", 1, kMaxSide);
   a.value_channels = in.take("value_channels", 1, kMaxSide);
@@ -216,9 +215,9 @@ void read_attention(Reader& in, const Program& program, OpRecord& op, int64_t n_
   in.require(channels <= out.channels - op.channel,
              "its channels must lie in the buffer's " + std::to_string(out.channels));
   op.channels = static_cast<int32_t>(channels);
-  a.query = take_place(in, program, "query_buffer", static_cast<int64_t>(a.heads) * a.key_channels);
-  a.key = take_place(in, program, "key_buffer", static_cast<int64_t>(a.heads) * a.key_channels);
-  a.value = take_place(in, program, "value_buffer", channels);
+  a.query = take_place(in, program, "query_buffer", static_cast<int64_t>(a.heads) * a.key_channels, false);
+  a.key = take_place(in, program, "key_buffer", static_cast<int64_t>(a.heads) * a.key_channels, true);
+  a.value = take_place(in, program, "value_buffer", channels, true);
   const int64_t positions = program.buffers[a.key.buffer].width;
   in.require(program.buffers[a.query.buffer].width == out.width, "there must be as many queries as outputs");
   in.require(program.buffers[a.value.buffer].width == positions, "there must be as many values as keys");

@@ -39,7 +39,7 @@
 //   score[k] = dot(query[x], key[k]) (+ bias[head][x][k]), weight[k] = exp(score[k] - the largest score),
 //   out[j] = (one chain of fma(weight[k], value[k][j], .) from 0 on) / total(weight); 0 where there is no
 //   run. dot and total are sixteen interleaved partial sums, added pairwise, the far half to the near one.
-//   Its buffers have one row, and no two positions share a column. The runs of a query do not overlap.
+//   Its buffers have one row; no two keys share a column, nor do values. The runs of a query do not overlap.
 //
 // Positions of one launch run in any order: none reads what another of them writes. At its own position an
 // op may load exactly the channels that it writes (in place); its taps may not read them.
@@ -55,7 +55,7 @@
 namespace pixelfast {
 
 constexpr int32_t kMagic = 0x31465850;  // "PXF1"
-constexpr int32_t kVersion = 3;
+constexpr int32_t kVersion = 4;
 constexpr int32_t kStepMark = -1;
 constexpr int kBufferWords = 9;
 constexpr int kTapWords = 5;

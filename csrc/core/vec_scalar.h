@@ -69,6 +69,8 @@ struct Lanes {
     }
     return s[0];
   }
+  // Of as many rows of sixteen as there are lanes, one a lane.
+  PIXELFAST_BOTH static Lanes sums(const Lanes* partial) { return {sum(partial)}; }
   PIXELFAST_BOTH static Lanes fma(Lanes a, Lanes b, Lanes c) { return {__builtin_fmaf(a.v, b.v, c.v)}; }
   PIXELFAST_BOTH static Lanes sqrt(Lanes a) { return {__builtin_sqrtf(a.v)}; }
   PIXELFAST_BOTH static Lanes min(Lanes a, Lanes b) { return a.v < b.v ? a : b; }

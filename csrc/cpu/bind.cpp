@@ -128,6 +128,7 @@ py::dict constants() {
   PIXELFAST_CONSTANT(kMaxThreads)
   PIXELFAST_CONSTANT(kFrequencyTotal)
   PIXELFAST_CONSTANT(kArenaBytes)
+  PIXELFAST_CONSTANT(kCacheBytes)
 #undef PIXELFAST_CONSTANT
   d["spaces"] = py::make_tuple("arena", "data", "condition");
   return d;

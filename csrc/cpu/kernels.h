@@ -63,10 +63,11 @@ struct AttendArgs {
   int64_t key_stride, value_stride;
   const int32_t* runs;  // pairs: start, end
   int n_runs;
-  const float* bias;  // of the first head, or null
+  const float* bias;  // of head 0, or null
   int64_t bias_stride;
   int first_head, end_head, key_channels, value_channels;
-  float* scores;  // room for all positions, rounded up to 16
+  float* scores;         // [heads][score_stride], then a float for each head
+  int64_t score_stride;  // all positions, rounded up to 16
   float* out;
 };
 

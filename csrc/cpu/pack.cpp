@@ -4,6 +4,10 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -15,7 +19,8 @@
 namespace pixelfast {
 namespace {
 
-constexpr int64_t kAlign = 16;  // floats to a cache line
+constexpr int64_t kAlign = 16;             // floats to a cache line
+constexpr int64_t kHugePage = 512 * 1024;  // floats to one of two megabytes
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -160,13 +165,19 @@ double work_of(const Program& program, const OpRecord& op) {
 
 AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
   if (n == 0) return;
+  const int64_t align = n < 2 * kHugePage ? kAlign : kHugePage;
   // calloc, since it hands out zero pages that cost nothing until they are touched.
-  memory_.reset(std::calloc(static_cast<size_t>(n) + kAlign, sizeof(float)));
+  memory_.reset(std::calloc(static_cast<size_t>(n + align), sizeof(float)));
   if (!memory_) throw std::bad_alloc();
   const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-  aligned_ = reinterpret_cast<float*>((address + 63) / 64 * 64);
+  const uintptr_t step = align * sizeof(float);
+  aligned_ = reinterpret_cast<float*>((address + step - 1) / step * step);
+#ifdef __linux__
+  // Walks through large memory miss the buffers of small pages; where there are no others it stays as it is.
+  if (align == kHugePage) madvise(aligned_, n / kHugePage * step, MADV_HUGEPAGE);
+#endif
 #ifdef __SANITIZE_ADDRESS__
-  const char* end = static_cast<char*>(memory_.get()) + (n + kAlign) * sizeof(float);
+  const char* end = static_cast<char*>(memory_.get()) + (n + align) * sizeof(float);
   ASAN_POISON_MEMORY_REGION(aligned_ + n, end - reinterpret_cast<char*>(aligned_ + n));
 #endif
 }
@@ -193,7 +204,9 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
     pack_expression(op, packed);
     if (op.op == Op::attend) {
-      most_keys_ = std::max<int64_t>(most_keys_, program_.buffers[op.attention.key.buffer].width);
+      attends_ = true;
+      const int64_t keys = program_.buffers[op.attention.key.buffer].width;
+      most_scores_ = std::max(most_scores_, op.attention.heads * (round_up(keys, 16) + 1));
     }
     widest = std::max<int64_t>(widest, op.channels);
     most_taps_ = std::max(most_taps_, op.taps.size());

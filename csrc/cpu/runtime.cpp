@@ -32,9 +32,14 @@ struct Shared {
 int Engine::choose_chunk(int64_t n, int teams) const {
   const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
   const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
-  const int64_t fitting = std::max<int64_t>(1, std::max(kArenaBytes, weights_nbytes()) / arena_bytes);
-  const int64_t most = std::min(filling, fitting);
-  const int64_t rounds = std::max<int64_t>(1, (2 * n + most * teams) / (2 * most * teams));  // to the nearest
+  int64_t bytes = std::max(kArenaBytes, weights_nbytes());
+  if (attends_) {  // a step reads all of the arena: that and the weights stay in the cache, or little does
+    const int64_t left = (kCacheBytes - weights_nbytes()) / teams;
+    bytes = left >= arena_bytes ? left : 4 * weights_nbytes();
+  }
+  const int64_t at_once = std::min(filling, std::max<int64_t>(1, bytes / arena_bytes)) * teams;
+  const int64_t nearest = (2 * n + at_once) / (2 * at_once), enough = (n + at_once - 1) / at_once;
+  const int64_t rounds = std::max<int64_t>(1, attends_ ? enough : nearest);
   return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
 }
 
@@ -74,7 +79,7 @@ std::unique_ptr<Workspace> Engine::borrow() const {
   auto w = std::make_unique<Workspace>(kernels_, program_.levels);
   w->product = AlignedFloats(most_products_ * kBlockRows);
   w->rounded = AlignedFloats(most_rounded_ * kBlockRows);
-  w->scores = AlignedFloats((most_keys_ + 15) / 16 * 16);
+  w->scores = AlignedFloats(most_scores_);
   w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kBlockRows * kernels_.lanes);
   w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
   w->leaves.resize(most_leaves_ * kBlockRows);

@@ -19,6 +19,7 @@ namespace pixelfast {
 
 constexpr int64_t kArenaBytes = int64_t{4}
                                 << 20;  // of a team's chunk, about: what caches hold beside the weights
+constexpr int64_t kCacheBytes = int64_t{20} << 20;  // of the last level, all in all
 
 // Zeroed floats on a 64-byte boundary.
 class AlignedFloats {
@@ -120,11 +121,12 @@ class Engine {
   int64_t arena_stride_ = 0;
   double mean_positions_ = 1;  // per launch
   double work_ = 0;            // multiply-adds of an image
+  bool attends_ = false;
   size_t most_taps_ = 0, most_leaves_ = 0;
   int64_t most_rounded_ = 0;  // floats that a row of an op's inputs take as pairs of bf16
   int64_t most_products_ = 0;
   int most_slots_ = 0;
-  int64_t most_keys_ = 0;
+  int64_t most_scores_ = 0;  // of attention, and a total for each head
 
   mutable std::once_flag waits_found_;
   mutable Waits waits_;  // for teams

@@ -93,6 +93,26 @@ struct Lanes {
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
   }
+  // Of as many rows of sixteen as there are lanes, one a lane.
+  static Lanes sums(const Lanes* partial) {
+    return {quarters(pairs(partial, 0), pairs(partial, 1), pairs(partial, 2), pairs(partial, 3))};
+  }
+  // Rows i and i + 4, of which four sums are left.
+  static __m256 pairs(const Lanes* partial, int i) {
+    const __m256 a = _mm256_add_ps(partial[2 * i].v, partial[2 * i + 1].v);
+    const __m256 b = _mm256_add_ps(partial[2 * i + 8].v, partial[2 * i + 9].v);
+    return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  }
+  // Four rows in each half, of which four sums are left.
+  static __m256 quarters(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 e = halved(a, b), f = halved(c, d);
+    return _mm256_add_ps(_mm256_shuffle_ps(e, f, 0x88), _mm256_shuffle_ps(e, f, 0xDD));
+  }
+  static __m256 halved(__m256 a, __m256 b) {
+    const __m256d x = _mm256_castps_pd(a), y = _mm256_castps_pd(b);
+    return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                         _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+  }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {_mm256_sqrt_ps(a.v)}; }
   static Lanes min(Lanes a, Lanes b) { return {_mm256_min_ps(a.v, b.v)}; }  // b where a comparison fails

@@ -88,6 +88,25 @@ struct Lanes {
     const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
   }
+  // Of as many rows of sixteen as there are lanes, one a lane.
+  static Lanes sums(const Lanes* partial) {
+    const __m512 a = halved(fours(partial, 0), fours(partial, 1));
+    const __m512 b = halved(fours(partial, 2), fours(partial, 3));
+    return {_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD))};
+  }
+  // Rows i, i + 4, i + 8 and i + 12, of which four sums are left: one row in each quarter.
+  static __m512 fours(const Lanes* partial, int i) {
+    const __m512 a = eights(partial[i].v, partial[i + 4].v), b = eights(partial[i + 8].v, partial[i + 12].v);
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  }
+  static __m512 eights(__m512 a, __m512 b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  }
+  static __m512 halved(__m512 a, __m512 b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
   static Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   static Lanes sqrt(Lanes a) { return {_mm512_sqrt_ps(a.v)}; }
   static Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }  // b where a comparison fails

@@ -292,12 +292,13 @@ void Walker::run_attention(const OpRecord& op, int first_head, int end_head) {
   args.first_head = first_head, args.end_head = end_head;
   args.key_channels = attention.key_channels, args.value_channels = attention.value_channels;
   args.scores = work_.scores.get();
+  args.score_stride = (static_cast<int64_t>(keys.width) + 15) / 16 * 16;
   args.bias_stride = attention.bias_heads > 1 ? static_cast<int64_t>(queries.width) * keys.width : 0;
-  const auto at = [&](const Buffer& b, int channel, int64_t image) {
-    const Base base = bases_[static_cast<int>(b.space)];
-    return base.start + b.offset + channel + image * base.image_stride;
+  const auto at = [&](int32_t buffer, int channel, int32_t x, int64_t image) {
+    const Places& places = engine_.places_[buffer];
+    const Base base = bases_[static_cast<int>(program_.buffers[buffer].space)];
+    return base.start + places.rows[0] + places.columns[x] + channel + image * base.image_stride;
   };
-  const Buffer& out = program_.buffers[op.buffer];
   for (int s = 0; s < n_segments_; ++s) {
     const Segment& segment = segments_[s];
     const int32_t x = segment.x, first = attention.first[x];
@@ -308,10 +309,10 @@ void Walker::run_attention(const OpRecord& op, int first_head, int end_head) {
       args.bias = engine_.data_.data() + attention.bias + static_cast<int64_t>(x) * keys.width;
     }
     for (int64_t image = segment.image; image < segment.image + segment.n; ++image) {
-      args.query = at(queries, attention.query.channel, image) + x * queries.col_stride;
-      args.keys = at(keys, attention.key.channel, image);
-      args.values = at(values, attention.value.channel, image);
-      args.out = at(out, op.channel, image) + x * out.col_stride;
+      args.query = at(attention.query.buffer, attention.query.channel, x, image);
+      args.keys = at(attention.key.buffer, attention.key.channel, 0, image);
+      args.values = at(attention.value.buffer, attention.value.channel, 0, image);
+      args.out = at(op.buffer, op.channel, x, image);
       multiply_adds_ += engine_.kernels_.attend(args) * (end_head - first_head) *
                         (attention.key_channels + attention.value_channels);
     }

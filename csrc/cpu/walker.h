@@ -32,7 +32,7 @@ struct Workspace {
   AlignedFloats product;  // [vectors][rows][lanes]
   AlignedFloats rounded;  // inputs of a product as pairs of bf16
   AlignedFloats slots;
-  AlignedFloats scores;                      // of attention: [positions]
+  AlignedFloats scores;                      // of attention: [heads][positions], and totals
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
   std::vector<float*> product_rows, outputs;
   LevelTable table;

@@ -354,6 +354,7 @@ def _attend(ctx: Lowering, scores: Scores, value: View) -> View:
         )
     if (live.any(axis=(0, 2)) & ~live.any(axis=2)).any():
         raise ctx.fail("some query may attend to nothing in one head, but not in another")
+    query, key, value = (_apart(ctx, v) for v in (query, key, value))
     query = _times(ctx, query, _of_queries(ctx, scale, live))
     out = ctx.new_map(value.refs.size, 1, q)
     of_query, of_key, of_value = (v.refs.reshape(-1) for v in (query, key, value))
@@ -365,6 +366,23 @@ def _attend(ctx: Lowering, scores: Scores, value: View) -> View:
         )
     )
     return _times(ctx, ctx.whole(out, "ncxc", value.refs.shape), _of_queries(ctx, weights, live))
+
+
+def _apart(ctx: Lowering, v: View) -> View:
+    """The same by a product of its own, where it is part of one: so keys lie side by side, and queries are not kept."""
+    refs = v.refs.reshape(-1)
+    for op in ctx.build.ops:
+        if not isinstance(op, P.ConvOp) or op.code or op.phase != P.WHOLE:
+            continue
+        m = ctx.build.maps[op.out]
+        columns = refs - m.first
+        if columns.min() < 0 or columns.max() >= m.channels or len(columns) >= m.channels:
+            continue
+        out = ctx.build.map(m.name, m.height, m.width, len(columns))
+        bias = None if op.bias is None else op.bias[columns]
+        ctx.build.add(replace(op, out=out, weight=np.ascontiguousarray(op.weight[:, :, columns]), bias=bias))
+        return ctx.whole(out, v.axes, v.refs.shape)
+    return v
 
 
 def _by_head(ctx: Lowering, scores: Scores, x: np.ndarray) -> np.ndarray:
