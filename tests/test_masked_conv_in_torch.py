@@ -216,7 +216,9 @@ def test_samplers_of_models_that_use_it(order):
 def test_the_layer_of_the_page_on_training():
     page = Path(__file__).parents[1] / "docs/training.md"
     (code,) = (
-        b for b in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL) if "class" in b
+        b
+        for b in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+        if "class Layer" in b
     )
     names = {}
     exec(code, names)
