@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import shlex
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ def measure(folder: Path, dataset: data.Dataset, *, threads: int, repeats: int) 
     model = models.load(folder)
     sampler = compile_model(model, shape=dataset.shape)
     work = {"pixelfast": partial(harness.timed, partial(sampler.sample, BATCH, threads=threads))}
-    images = run["step"] * run["arguments"]["batch"]
+    batch, each = run["arguments"]["batch"], run["data"]["images"]
+    epochs, within = divmod(run["step"], math.ceil(each / batch))
+    images = epochs * each + within * batch
     return {
         "model": run["model"],
         "config": run["config"],
@@ -60,10 +62,9 @@ def measure(folder: Path, dataset: data.Dataset, *, threads: int, repeats: int) 
 
 def _portable(command: str) -> str:
     """The command without the paths of one machine: `pixelfast train` and its options."""
-    words = shlex.split(command)
+    words = [part for word in shlex.split(command) for part in word.split("=", 1)]
     options = words[words.index("train") + 1 :] if "train" in words else words[1:]
-    short = [Path(w).name if os.sep in w else w for w in options]
-    return shlex.join(["pixelfast", "train", *short])
+    return shlex.join(["pixelfast", "train", *(PurePath(word).name or word for word in options)])
 
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:

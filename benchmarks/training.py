@@ -39,26 +39,24 @@ def by_position(
     gates: Tensor, weight: Tensor, *, hidden: scan.Offsets, cells: scan.Offsets, edge: Tensor | None = None
 ) -> Tensor:
     """`pixelfast.lstm_scan`, by its twin."""
-    flat = ([number for offset in offsets for number in offset] for offsets in (hidden, cells))
-    return scan.decomposed(gates, weight, edge, *flat)
+    return scan.decomposed(gates, weight, edge, scan.flat(hidden), scan.flat(cells))
 
 
 def by_front(
     gates: Tensor, weight: Tensor, *, hidden: scan.Offsets, cells: scan.Offsets, edge: Tensor | None = None
 ) -> Tensor:
     """`pixelfast.lstm_scan`, a row or a diagonal at a time, by ops that autograd follows."""
-    flat = (tuple(number for offset in offsets for number in offset) for offsets in (hidden, cells))
-    fronts = scan.fronts_of(*gates.shape[2:], *flat)
+    fronts = scan.fronts_of(*gates.shape[2:], tuple(scan.flat(hidden)), tuple(scan.flat(cells)))
     n, size = gates.shape[0], weight.shape[2]
     outside = gates.new_zeros(2, size) if edge is None else edge
-    by_position = fronts.turned(gates).permute(2, 3, 0, 1)
+    gates_there = fronts.turned(gates).permute(2, 3, 0, 1)
     stacked = torch.cat([*weight], 1).T
     places = torch.arange(fronts.places) - fronts.before
     h, c = (outside[i].expand(fronts.places, n, size) for i in (0, 1))
     found: list[Tensor] = []
     for s, (start, end) in enumerate(fronts.spans()):
         inside = places[start:end]
-        own = by_position[inside, s - inside] if fronts.diagonal else by_position[s]
+        own = gates_there[inside, s - inside] if fronts.diagonal else gates_there[s]
         z = own + torch.cat([h[start + k : end + k] for k in fronts.hidden], -1) @ stacked
         o, *forget, i, g = z.split(size, -1)
         cell = torch.sigmoid(i) * torch.tanh(g)

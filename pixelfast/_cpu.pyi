@@ -25,6 +25,7 @@ class Program:
     def __init__(
         self, words: np.ndarray, data: np.ndarray, isa: str | None = None, precision: str = "fp32"
     ) -> None: ...
+    def images_at_once(self, *, n: int, threads: int = 0, chunk: int = 0, team: int = 0) -> int: ...
     def run(
         self,
         *,

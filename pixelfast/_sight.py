@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from ._audit.effects import Manner, Runner, manner
 from .capture import forked, unvalidated
+from .cascade import enlarged
 from .conditions import Conditions
 from .explain import Explanation
 from .heads import Head
@@ -20,7 +22,7 @@ from .orders import ORDERS
 from .outputs import Pick
 from .prepare import Prepared, check_module, check_shape, make_plan, prepare
 from .receptive import ReceptiveField, receptive_field
-from .sampler import sampler_of
+from .sampler import compile, sampler_of
 
 kBatch = 32  # images that are run at once
 kFloats = 1 << 23  # parameters of distributions that are held at once
@@ -70,12 +72,14 @@ def look(
         raise ValueError(f"[{where}] order must be one of {', '.join(ORDERS)}, got {order!r}")
     if images < 0:
         raise ValueError(f"[{where}] images must be at least 0, got {images}")
+    known: dict[str, Any] = {}
     if isinstance(model, MultiScale):
         if any(given is not None for given in (head, to_input, conditions, output)):
             raise ValueError(
                 f"[{where}] a MultiScale model brings its own head, inputs and conditions: pass none of them"
             )
         model, conditions = _largest_scale(model, shape)
+        known = enlarged(conditions["small"][None], shape)
     prepared = prepare(model, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output)
     planned = make_plan(prepared)
     pixel = (shape[1] // 2, shape[2] // 2) if pixel is None else pixel
@@ -84,18 +88,17 @@ def look(
     found = None
     if images:
         given = {key: value[0] for key, value in prepared.examples.items()}
-        drawn = sampler.sample(images, conditions=given).images.long()
+        drawn = sampler.sample(images, conditions=given, **known).images.long()
         found = strength(prepared, planned.head, field.pixel, field.mask, drawn, progress=progress)
     steps = sampler.schedule.order.steps[0].astype(np.int64) // shape[0]
     return Sight(field, found, steps, sampler.explain())
 
 
-def _largest_scale(model: MultiScale, shape: tuple[int, int, int]) -> tuple[nn.Module, Conditions]:
-    """The model of the largest images, and what it is conditioned on."""
-    colours, height, width = shape
-    conditions: dict[str, torch.dtype | Tensor] = {"labels": torch.int64} if model.classes else {}
-    small = torch.zeros(colours, -(-height // 2), -(-width // 2), dtype=torch.int64)
-    return model.stages[-1], conditions | {"small": small}
+def _largest_scale(model: MultiScale, shape: tuple[int, int, int]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of the largest images, and what it is conditioned on: a small one that the model draws."""
+    conditions: dict[str, Any] = {"labels": torch.int64} if model.classes else {}
+    drawn = compile(model, shape=shape).sample(1, labels=0 if model.classes else None)
+    return model.stages[-1], conditions | {"small": drawn.images[0, :, ::2, ::2].long()}
 
 
 def strength(
@@ -112,7 +115,8 @@ def strength(
     That is the total variation distance, in [0, 1], by which it changes when all colours of the other pixel change to
     random other levels: the mean over its colours and over `images`, int64 (N, C, H, W). It needs no gradient, which
     a model that embeds levels has not. Only pixels where `seen`, bool (H, W), is true are changed. `head`: of the
-    planned model. The module is copied, and run in float64 if it can be.
+    planned model. A small image that a larger one is given stays what it was. The module is copied, and run in float64
+    if it can be.
     """
     how = manner(prepared)
     runner = _runner(prepared, how)

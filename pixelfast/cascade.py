@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Cascade(Sampler):
         n: int,
         *,
         labels: Any = None,
+        conditions: Mapping[str, Any] | None = None,
         seed: int = 0,
         given: Any = None,
         known: Any = None,
@@ -77,11 +79,12 @@ class Cascade(Sampler):
         images = log_prob = None
         for i, stage in enumerate(self.stages):
             step = 2 ** (len(self.stages) - 1 - i)
-            own: dict[str, Any] = {}
+            own: dict[str, Any] = {"conditions": conditions}
             if kept is not None and levels is not None:
-                own = {"known": kept[:, :, ::step, ::step], "given": levels[:, :, ::step, ::step]}
+                own |= {"known": kept[:, :, ::step, ::step], "given": levels[:, :, ::step, ::step]}
             if images is not None:
-                own = _enlarged(images, stage.shape, **own) | {"conditions": {"small": images.long()}}
+                own |= enlarged(images, stage.shape, own.get("known"), own.get("given"))
+                own["conditions"] = {**(conditions or {}), "small": images.long()}
             drawn = stage.sample(n, labels=labels, seed=_seed_of(seed, i), per_pixel=True, **own, **options)
             log_prob = _joined(drawn.log_prob, log_prob)
             images = drawn.images
@@ -89,45 +92,47 @@ class Cascade(Sampler):
         assert log_prob is not None
         return Sample(images, log_prob if per_pixel else torch.from_numpy(total(log_prob.numpy())))
 
-    def log_prob(self, images: Any, *, labels: Any = None, per_pixel: bool = False, **options: Any) -> Tensor:
+    def log_prob(
+        self,
+        images: Any,
+        *,
+        labels: Any = None,
+        conditions: Mapping[str, Any] | None = None,
+        per_pixel: bool = False,
+        **options: Any,
+    ) -> Tensor:
         """Score images: to the bit what sampling them would have computed. Arguments are those of `Sampler`'s."""
-        levels = torch.from_numpy(self._levels("log_prob", images))
+        levels = self._levels("log_prob", images)
         if levels.ndim != 4 or levels.shape[1:] != self.shape:
             raise ValueError(f"[log_prob] images must have shape (N, {', '.join(map(str, self.shape))}), got "
                              f"{tuple(levels.shape)}")  # fmt: skip
         found = small = None
         for i, stage in enumerate(self.stages):
             step = 2 ** (len(self.stages) - 1 - i)
-            image = levels[:, :, ::step, ::step].long()
-            conditions: Any = None if small is None else {"small": small}
-            scored = stage.log_prob(image, labels=labels, conditions=conditions, per_pixel=True, **options)
+            image = levels[:, :, ::step, ::step].astype(np.int64)
+            own = conditions if small is None else {**(conditions or {}), "small": small}
+            scored = stage.log_prob(image, labels=labels, conditions=own, per_pixel=True, **options)
             found = _joined(scored, found)
             small = image
         assert found is not None
         return found if per_pixel else torch.from_numpy(total(found.numpy()))
 
-    def verify(  # type: ignore[override]
-        self, *, seed: int = 0, tolerance: float = 1e-3, labels: Any = None
+    def verify(
+        self, *, conditions: Mapping[str, Any] | None = None, seed: int = 0, tolerance: float = 1e-3
     ) -> float:
         """Compare the sampler of each scale with its module, as `Sampler.verify` does, on images of this sampler.
 
         Returns the largest difference, in nats.
         """
         classes = next(iter(self.stages[0]._classes.values()), 0)
-        if labels is None and classes:
-            labels = torch.arange(2) % classes
-        images = self.sample(2, seed=seed, labels=labels).images.long()
-        worst = 0.0
+        given = dict(conditions or ({"labels": torch.arange(2) % classes} if classes else {}))
+        images = self.sample(2, seed=seed, conditions=given).images.long()
+        found = []
         for i, stage in enumerate(self.stages):
-            conditions: dict[str, Any] = {} if labels is None else {"labels": labels}
-            if i:
-                step = 2 ** (len(self.stages) - i)
-                conditions["small"] = images[:, :, ::step, ::step]
-            worst = max(
-                worst,
-                stage.verify(conditions=conditions or None, seed=_seed_of(seed, i), tolerance=tolerance),
-            )
-        return worst
+            step = 2 ** (len(self.stages) - i)
+            own = {**given, "small": images[:, :, ::step, ::step]} if i else given
+            found.append(stage.verify(conditions=own, seed=_seed_of(seed, i), tolerance=tolerance))
+        return max(found)
 
     def profile(self, n: int, *, quiet: bool = False, **options: Any) -> Profile:
         """Not of all scales at once: raises ValueError that says so."""
@@ -171,7 +176,7 @@ def _seed_of(seed: int, stage: int) -> int:
     return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]) if stage else seed
 
 
-def _enlarged(
+def enlarged(
     small: Tensor,
     shape: tuple[int, int, int],
     known: np.ndarray | None = None,

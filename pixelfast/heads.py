@@ -269,7 +269,7 @@ class LogisticMixture(_Terse):
     def shape(self, flat: Tensor, channels: int) -> Tensor:
         """Return float (N, outputs, H, W) as it is, or as (N, 3 * mixtures, C, H, W) where not coupled."""
         n, _, h, w = flat.shape
-        return flat if self.coupled else flat.view(n, channels, -1, h, w).transpose(1, 2)
+        return flat if self.coupled else flat.view(n, channels, 3 * self.mixtures, h, w).transpose(1, 2)
 
     def read(self, output: Tensor, images: Tensor) -> Tensor:
         """Return float (N, outputs, H, W), or (N, 3 * mixtures, C, H, W) where not coupled."""
@@ -317,7 +317,7 @@ class LogisticMixture(_Terse):
         if not self.coupled:
             logits, means, log_scales = params.transpose(1, 2).split(m, 2)
             return logits.log_softmax(2), means, log_scales.clamp(min=-7)
-        rest = params[:, m:].reshape(n, channels, -1, m, height, width)
+        rest = params[:, m:].reshape(n, channels, 3 if channels == 3 else 2, m, height, width)
         means, log_scales = rest[:, :, 0], rest[:, :, 1].clamp(min=-7)
         if channels == 3:
             x = (images.to(params.dtype) * (2 / (self.levels - 1)) - 1).unsqueeze(2)

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .models import AutoregressiveModel
+from .models import AutoregressiveModel, MultiScale
 
 
 def draw(model: AutoregressiveModel, images: Tensor, labels: Tensor | None = None) -> Iterator[None]:
     """Draw `images`, int64 (N, C, H, W), in place, in raster order; yield after each sub-pixel.
 
-    labels: int64 (N,), iff the model has classes.
+    labels: int64 (N,), iff the model has classes. Raises ValueError for a model of another order.
     """
+    if isinstance(model, MultiScale):
+        raise ValueError("[draw] a MultiScale model is not drawn in raster order: draw its scales one by one")
     _, colours, height, width = images.shape
     for y in range(height):
         for x in range(width):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from . import plan as P
 from . import readiness as R
 from . import schedule as S
-from ._cpu import default_threads, peak
+from ._cpu import peak
 from .capture import BATCH, Captured, run
 from .conditions import Conditions, evaluate, gather, of_two_images
 from .explain import Explanation, explain
@@ -101,7 +101,8 @@ def compile(
             raise ValueError(
                 "[compile] a MultiScale model brings its own head, inputs and conditions: pass none of them"
             )
-        return cascade_of(module, shape, order=order, target=target)
+        with _uncollected():
+            return cascade_of(module, shape, order=order, target=target)
     prepared = prepare(
         module, shape=shape, head=head, to_input=to_input, conditions=conditions, output=output
     )
@@ -258,7 +259,7 @@ class Sampler:
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
         parallel = self._parallel(threads, chunk, team)
-        self._check_memory("sample", n, self.program, parallel)
+        self._check_memory("sample", n, self.program, self._runtime, parallel)
         images = np.zeros((n, *self.shape), np.int32)
         mask = None
         if given is not None:
@@ -328,7 +329,7 @@ class Sampler:
         program, runtime = self._scorer
         n = len(levels)
         parallel = self._parallel(threads, chunk, team)
-        self._check_memory("log_prob", n, program, parallel)
+        self._check_memory("log_prob", n, program, runtime, parallel)
         values = self._condition_values("log_prob", program, n, labels, conditions)
         log_prob = self._run(
             "log_prob",
@@ -436,15 +437,14 @@ class Sampler:
             return None
         return evaluate(where, n, values, self._conditioner, self._conditions, program)
 
-    def _check_memory(self, where: str, n: int, program: Program, parallel: Mapping[str, int]) -> None:
+    def _check_memory(
+        self, where: str, n: int, program: Program, runtime: Any, parallel: Mapping[str, int]
+    ) -> None:
         per_image = 4 * program.condition_floats + 25 * int(np.prod(self.shape))
-        arena, weights = 4 * max(program.arena_floats, 1), 4 * len(program.data)
-        attends = any(isinstance(op, P.AttendOp) for op in self._plan.ops)
-        cached = max(C["kCacheBytes"], 4 * weights) if attends else max(C["kArenaBytes"], weights)
-        most = cached // arena
-        chunk = parallel.get("chunk") or max(most * 3 // 2, 1)  # as the runtime chooses, to the nearest
-        at_once = (parallel.get("threads") or default_threads()) * chunk
-        need = n * per_image + min(n, at_once) * arena
+        at_once = 1  # but for the cpu, on a device, or one by one
+        if n and self.target.backend == "cpu":
+            at_once = runtime.images_at_once(n=n, **parallel)
+        need = n * per_image + at_once * 4 * program.arena_floats
         if need < _LITTLE_NBYTES:  # to ask takes longer than a small batch
             return
         have = available_nbytes()

@@ -57,14 +57,15 @@ def lstm_scan(
         edge = None if edge is None else _widened(edge)
     _check(gates, weight, hidden, cells, edge)
     op = torch.ops.pixelfast.lstm_scan.default
-    return op(gates, weight, edge, _flat(hidden), _flat(cells))[0]
+    return op(gates, weight, edge, flat(hidden), flat(cells))[0]
 
 
 def _widened(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
-def _flat(offsets: Offsets) -> list[int]:
+def flat(offsets: Offsets) -> list[int]:
+    """Offsets as the schema takes them."""
     return [number for offset in offsets for number in offset]
 
 
@@ -77,6 +78,9 @@ def _check(gates: Tensor, weight: Tensor, hidden: Offsets, cells: Offsets, edge:
     where = "[lstm_scan]"
     if gates.ndim != 4 or not gates.is_floating_point():
         raise ValueError(f"{where} gates must be float (N, C, H, W), got {gates.dtype} {tuple(gates.shape)}")
+    for name, offsets in (("hidden", hidden), ("cells", cells)):
+        if any(len(pair) != 2 or not all(isinstance(number, int) for number in pair) for pair in offsets):
+            raise ValueError(f"{where} {name} must be pairs of integers (dy, dx), got {list(offsets)}")
     if not cells or not hidden:
         raise ValueError(f"{where} there must be at least one hidden neighbour and one cell")
     count = 3 + len(cells)
@@ -98,7 +102,7 @@ def _check(gates: Tensor, weight: Tensor, hidden: Offsets, cells: Offsets, edge:
             )
     if min(gates.shape[2:]) < 1:
         raise ValueError(f"{where} gates must have at least one position, got {tuple(gates.shape)}")
-    _find_fronts(gates.shape[2], gates.shape[3], _flat(hidden), _flat(cells))
+    _find_fronts(gates.shape[2], gates.shape[3], flat(hidden), flat(cells))
 
 
 # --- fronts -------------------------------------------------------------------------------------------------------
@@ -275,8 +279,9 @@ def _gradients(
     states: Tensor,
     hidden: Sequence[int],
     cells: Sequence[int],
+    edge: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the gates, the weight and the edge, from that of the hidden states and what `_forward` saved."""
+    """Of the gates, the weight and the edge or nothing, from that of the hidden states and what `_forward` saved."""
     fronts = fronts_of(*grad.shape[2:], tuple(hidden), tuple(cells))
     channels, size = active.shape[-1], weight.shape[2]
     (h, c), of_states = states.unbind(), torch.zeros_like(states)
@@ -301,14 +306,19 @@ def _gradients(
         torch.ops.aten.tanh_backward.grad_input(of_g, g, grad_input=of_g)
         for k, matrix in zip(fronts.hidden, weight, strict=True):
             of_h[s, start + k : end + k].view(-1, size).addmm_(of_z, matrix)
-        of_states[:, s + 1, start:end].zero_()  # what is left is of the edge
+        if edge:
+            of_states[:, s + 1, start:end].zero_()  # what is left is of the edge
     # What every place reads lies equally far on, so one product does for all fronts; gates outside of the grid are 0.
     n = active.shape[2]
     first, rows = fronts.before * n, (fronts.count * fronts.places - fronts.before - fronts.after) * n
-    flat, read = of_gates.view(-1, channels)[first : first + rows], h.reshape(-1, size)
-    of_weight = torch.stack([flat.T @ read[first + k * n : first + k * n + rows] for k in fronts.hidden])
+    written, read = of_gates.view(-1, channels)[first : first + rows], h.reshape(-1, size)
+    of_weight = torch.stack([written.T @ read[first + k * n : first + k * n + rows] for k in fronts.hidden])
     found = fronts.back(fronts.as_images(of_gates))
-    return found.clone(memory_format=_layout(grad)), of_weight, of_states.sum((1, 2, 3))
+    return (
+        found.clone(memory_format=_layout(grad)),
+        of_weight,
+        of_states.sum((1, 2, 3)) if edge else grad.new_empty(0),
+    )
 
 
 def _forward_fake(
@@ -322,11 +332,11 @@ def _forward_fake(
 
 
 def _gradients_fake(
-    grad: Tensor, weight: Tensor, active: Tensor, states: Tensor, hidden: Any, cells: Any
+    grad: Tensor, weight: Tensor, active: Tensor, states: Tensor, hidden: Any, cells: Any, edge: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     of_gates = grad.new_empty(grad.shape[0], active.shape[-1], *grad.shape[2:])
     of_gates = of_gates.contiguous(memory_format=_layout(grad))
-    return of_gates, torch.empty_like(weight), grad.new_empty(2, weight.shape[2])
+    return of_gates, torch.empty_like(weight), grad.new_empty((2, weight.shape[2]) if edge else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -344,7 +354,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if torch.is_grad_enabled():
         raise NotImplementedError("[lstm_scan] has no gradients of gradients; `decomposed` has")
     op = torch.ops.pixelfast.lstm_scan_gradients.default
-    of_gates, of_weight, of_edge = op(grad, *ctx.saved_tensors, ctx.hidden, ctx.cells)
+    of_gates, of_weight, of_edge = op(grad, *ctx.saved_tensors, ctx.hidden, ctx.cells, ctx.has_edge)
     return of_gates, of_weight, of_edge if ctx.has_edge else None, None, None
 
 
@@ -359,7 +369,7 @@ for _name, _schema, _twin, _fake in (
     ),
     (
         "lstm_scan_gradients",
-        f"(Tensor grad, Tensor weight, Tensor active, Tensor states, {_SHARED}) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad, Tensor weight, Tensor active, Tensor states, {_SHARED}, bool edge) -> (Tensor, Tensor, Tensor)",
         _gradients,
         _gradients_fake,
     ),

@@ -11,15 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ._files import replacing
-from ._pictures import field, kBackground, kInk, receptive_field, receptive_fields
+from ._pictures import field, kBackground, kFontSize, kGap, kInk, receptive_field, receptive_fields
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["field", "grid", "receptive_field", "receptive_fields", "save_grid"]
-
-_GAP = 2  # pixels of the picture between two images
-_FONT_SIZE = 14
 
 
 def grid(
@@ -66,21 +63,21 @@ def grid(
     pixels = np.broadcast_to(shades.astype(np.uint8), (n, 3, height, width)).transpose(0, 2, 3, 1)
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = ImageFont.load_default(kFontSize)
     margin = 0
     if titles is not None:
-        margin = max(math.ceil(font.getlength(title)) for title in titles) + 4 * _GAP
-    step_y, step_x = height * scale + _GAP, width * scale + _GAP
-    picture = Image.new("RGB", (margin + columns * step_x + _GAP, rows * step_y + _GAP), kBackground)
+        margin = max(math.ceil(font.getlength(title)) for title in titles) + 4 * kGap
+    step_y, step_x = height * scale + kGap, width * scale + kGap
+    picture = Image.new("RGB", (margin + columns * step_x + kGap, rows * step_y + kGap), kBackground)
     for i in range(n):
         y, x = divmod(i, columns)
         tile = Image.fromarray(np.ascontiguousarray(pixels[i]))
-        picture.paste(tile, (margin + _GAP + x * step_x, _GAP + y * step_y))
+        picture.paste(tile, (margin + kGap + x * step_x, kGap + y * step_y))
     if titles is not None:
         draw = ImageDraw.Draw(picture)
         for y, title in enumerate(titles):
-            centre = _GAP + y * step_y + height * scale // 2
-            draw.text((margin - 2 * _GAP, centre), title, fill=kInk, font=font, anchor="rm")
+            centre = kGap + y * step_y + height * scale // 2
+            draw.text((margin - 2 * kGap, centre), title, fill=kInk, font=font, anchor="rm")
     return picture
 
 

@@ -221,6 +221,39 @@ def test_colours_of_few_pixels(shape, head, isa):
     assert_same_on(reference, isa, seed=6)
 
 
+class Shared(nn.Module):
+    """All heads ask the same keys and values (Shazeer 2019), of one product with the queries or of their own."""
+
+    def __init__(self, fused: bool):
+        super().__init__()
+        self.fused, size = fused, WIDTH // HEADS
+        self.project = nn.Linear(WIDTH, WIDTH + 2 * size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        size = WIDTH // HEADS
+        if self.fused:
+            parts = self.project(x).split([WIDTH, size, size], -1)
+        else:
+            sizes = [WIDTH, size, size]
+            pairs = zip(self.project.weight.split(sizes), self.project.bias.split(sizes), strict=True)
+            parts = [F.linear(x, w, b) for w, b in pairs]
+        q = parts[0].view(n, length, HEADS, size).transpose(1, 2)
+        k, v = (t.view(n, length, 1, size).transpose(1, 2).expand(-1, HEADS, -1, -1) for t in parts[1:])
+        return sdpa(causal)(q, k, v).transpose(1, 2).reshape(n, length, WIDTH)
+
+
+def test_shared_keys_and_values_are_computed_once():
+    compiled = [
+        pf.compile(
+            Transformer(Shared(fused), (1, 3, 4)).eval(), shape=(1, 3, 4), head=pf.heads.Categorical(LEVELS)
+        )
+        for fused in (True, False)
+    ]
+    assert compiled[0].multiply_adds == compiled[1].multiply_adds
+    assert max(sampler.verify() for sampler in compiled) < 1e-4
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("channels", [1, 15, 16, 40])
 def test_widths(channels, isa):

@@ -12,7 +12,7 @@ from zoo import ORDERS, TOLERANCE, Case, labels_of
 
 import pixelfast as pf
 from pixelfast.heads import LogisticMixture
-from pixelfast.models import PixelCNNPlusPlus
+from pixelfast.models import PixelCNNPlusPlus, PixelSNAIL
 from pixelfast.plan import ConvOp
 
 
@@ -160,6 +160,17 @@ def test_initialisation_normalises_every_layer():
     torch.testing.assert_close(outputs["y"].std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [PixelCNNPlusPlus, PixelSNAIL])
+@pytest.mark.parametrize("size", [(1, 1), (1, 8), (2, 2), (5, 1)])
+def test_initialisation_leaves_what_is_constant(kind, size):
+    torch.manual_seed(1)
+    model = kind(channels=1, levels=8, hidden=8, blocks=1, mixtures=2)
+    images = torch.randint(0, 8, (64, 1, *size))
+    model.initialise(images)
+    assert all(p.isfinite().all() and p.abs().max() < 1e3 for p in model.parameters())
+    assert model.eval().log_prob(images).mean() / images[0].numel() > -10
+
+
 def test_a_step_of_training_lowers_the_loss():
     torch.manual_seed(2)
     model = PixelCNNPlusPlus(channels=3, levels=16, hidden=6, blocks=1, mixtures=2, dropout=0.0)
@@ -174,6 +185,14 @@ def test_a_step_of_training_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_empty_batch(channels):
+    model = PixelCNNPlusPlus(channels=channels, levels=8, hidden=4, blocks=1, mixtures=2).eval()
+    images = torch.zeros(0, channels, 4, 4, dtype=torch.uint8)
+    assert model.log_prob(images).shape == (0,)
+    assert model.head.logits(model(images), images).shape == (0, 8, channels, 4, 4)
 
 
 def test_saved_and_loaded(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import plainly
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from zoo import ISAS, assert_same_on
 
 import pixelfast as pf
-from pixelfast import plan as P
 from pixelfast.models import DiagonalBiLSTM, LSTM2d, RowLSTM
 
 KINDS = [RowLSTM, DiagonalBiLSTM, LSTM2d]
@@ -64,12 +64,31 @@ def test_equal_to_the_plain_loop(kind):
     assert torch.equal(plain, sample.images.long())
 
 
+@pytest.mark.parametrize("only", [None, 0, 1], ids=["both", "hidden", "cell"])
 @pytest.mark.parametrize("learned_edge", [False, True])
-def test_edges(learned_edge):
+def test_edges(learned_edge, only):
     model = small(LSTM2d, learned_edge=learned_edge)
-    assert (model.layers[0].scan.edge is not None) is learned_edge
+    edge = model.layers[0].scan.edge
+    assert (edge is not None) is learned_edge
+    if edge is not None and only is not None:
+        edge.data[1 - only] = 0
     assert pf.compile(model, shape=(1, 4, 5)).verify() < 1e-4
     assert model.config["learned_edge"] is learned_edge
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_states_neither_grow_nor_vanish_across_the_image(kind):
+    torch.manual_seed(0)
+    model = kind(levels=2, hidden=16, layers=1, head="bernoulli")
+    (scan,) = [m for m in model.modules() if hasattr(m, "to_state")][:1]
+    gates = torch.randn(2, scan.weight.shape[1], 40, 40) * 0.5 + scan.to_state.bias[:, None, None]
+    options = {"hidden": scan.neighbours, "cells": scan.cells}
+    cells = torch.ops.pixelfast.lstm_scan.default(
+        gates, scan.weight, None, sum(scan.neighbours, ()), sum(scan.cells, ())
+    )[2][1]
+    states = pf.lstm_scan(gates, scan.weight, **options)
+    assert cells.abs().max() < 10
+    assert 0.5 < states[:, :, -1].std() / states[:, :, 0].std() < 2
 
 
 def test_orders():
@@ -88,10 +107,17 @@ def test_orders():
 def test_every_state_is_computed_once(kind):
     sampler = pf.compile(small(kind), shape=(1, 5, 6))
     plan = sampler.schedule.plan
-    for i, op in enumerate(plan.ops):
-        if isinstance(op, P.ConvOp) and i in plan.loops:
-            height, width = plan.grid(op)
-            assert len(sampler.schedule.steps[i].ravel()) == height * width
+    runs = {i: [] for i in plan.loops}
+    for _, i, positions in sampler.schedule.launches():
+        if i in runs:
+            runs[i] += map(tuple, positions.tolist())
+    layers = 4 if kind is DiagonalBiLSTM else 2
+    assert len(runs) == 2 * layers  # a cell and a hidden state each
+    for i, positions in runs.items():
+        assert len(positions) == len(set(positions))
+        assert {tuple(p) for p in positions} <= {*np.ndindex(plan.grid(plan.ops[i]))}
+    sampler.sample(3)
+    assert sampler._runtime.last_multiply_adds == 3 * sampler.multiply_adds
 
 
 def test_loops_are_split_by_colour():

@@ -93,6 +93,14 @@ def test_layouts(scan):
     assert torch.equal(pf.lstm_scan(odd, weight, **options), want)
 
 
+def test_an_empty_batch():
+    (gates, weight, edge), hidden, cells = arguments("row", 3, 4, n=0)
+    found = pf.lstm_scan(gates, weight, hidden=hidden, cells=cells, edge=edge)
+    assert found.shape == (0, 3, 3, 4)
+    (of_weight,) = torch.autograd.grad(found.sum(), weight)
+    assert torch.equal(of_weight, torch.zeros_like(weight))
+
+
 def test_autocast_works_in_float32():
     (gates, weight, edge), hidden, cells = arguments("row", 3, 4, dtype=torch.float32)
     options = {"hidden": hidden, "cells": cells, "edge": edge}
@@ -149,6 +157,8 @@ ABOVE = [(-1, 0)]
             "weight must be torch.float32 on cpu as the gates are, got torch.float64",
         ),
         ({"edge": torch.zeros(2)}, "edge must be (2, 2), got (2,)"),
+        ({"cells": [(-1, 0, 0)]}, "cells must be pairs of integers (dy, dx), got [(-1, 0, 0)]"),
+        ({"hidden": [(-1.0, 0)]}, "hidden must be pairs of integers (dy, dx), got [(-1.0, 0)]"),
         ({"cells": []}, "there must be at least one hidden neighbour and one cell"),
         (
             {"cells": [(0, 0)]},

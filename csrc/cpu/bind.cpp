@@ -81,6 +81,13 @@ class CpuProgram {
   int64_t arena_nbytes() const { return engine_.program().arena_floats * 4; }
   int64_t weights_nbytes() const { return engine_.weights_nbytes(); }
   int64_t working_nbytes() const { return engine_.working_nbytes(); }
+  int64_t images_at_once(int64_t n, int threads, int chunk, int team) const {
+    if (n < 1 || threads < 0 || threads > kMaxThreads || chunk < 0 || team < 0)
+      fail("[images_at_once] n must be positive, and threads, chunk and team not negative");
+    CpuRequest request;
+    request.n = n, request.threads = threads, request.chunk = chunk, request.team = team;
+    return engine_.images_at_once(request);
+  }
 
   int64_t last_multiply_adds = 0;
 
@@ -127,8 +134,6 @@ py::dict constants() {
   PIXELFAST_CONSTANT(kMaxLevels)
   PIXELFAST_CONSTANT(kMaxThreads)
   PIXELFAST_CONSTANT(kFrequencyTotal)
-  PIXELFAST_CONSTANT(kArenaBytes)
-  PIXELFAST_CONSTANT(kCacheBytes)
 #undef PIXELFAST_CONSTANT
   d["spaces"] = py::make_tuple("arena", "data", "condition");
   return d;
@@ -350,6 +355,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def_property_readonly("arena_nbytes", &CpuProgram::arena_nbytes)
       .def_property_readonly("weights_nbytes", &CpuProgram::weights_nbytes)
       .def_property_readonly("working_nbytes", &CpuProgram::working_nbytes)
+      .def("images_at_once", &CpuProgram::images_at_once, py::kw_only(), py::arg("n"), py::arg("threads") = 0,
+           py::arg("chunk") = 0, py::arg("team") = 0)
       .def_readonly("last_multiply_adds", &CpuProgram::last_multiply_adds);
 }
 

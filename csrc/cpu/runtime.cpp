@@ -107,6 +107,11 @@ int64_t Engine::working_nbytes() const {
   return floats * static_cast<int64_t>(sizeof(float)) + pointers * static_cast<int64_t>(sizeof(void*));
 }
 
+int64_t Engine::images_at_once(const CpuRequest& request) const {
+  const Crew crew = choose_crew(request);
+  return static_cast<int64_t>(crew.teams) * crew.chunk;
+}
+
 int64_t Engine::run(const CpuRequest& request, const std::function<void(double)>& progress) const {
   if (request.n == 0) return 0;
   const Crew crew = choose_crew(request);

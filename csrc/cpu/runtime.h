@@ -98,6 +98,8 @@ class Engine {
   const std::vector<PackedOp>& ops() const { return ops_; }
   // Of what is kept besides the weights: data, and memory for the runs so far.
   int64_t working_nbytes() const;
+  // Images whose arenas a run holds at the same time.
+  int64_t images_at_once(const CpuRequest& request) const;
   int64_t weights_nbytes() const { return packed_.size() * static_cast<int64_t>(sizeof(float)); }
 
  private:

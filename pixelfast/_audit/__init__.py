@@ -23,6 +23,7 @@ from ..capture import CaptureError, forked
 from ..conditions import Conditions
 from ..heads import Head, LogisticMixture
 from ..lower import LoweringError
+from ..models.multi_scale import MultiScale
 from ..outputs import Pick
 from ..plan import Plan
 from ..prepare import Planned, Prepared, check_module, check_shape, make_plan, own_head, prepare
@@ -62,8 +63,14 @@ def audit(
     - `seconds`: how long to measure a model that cannot be planned; what is measured is then the nearest pixels.
     - `progress`: show a bar.
 
-    Raises `ValueError` for bad arguments: also where forward does not take images of that shape.
+    Raises `ValueError` for bad arguments: also where forward does not take images of that shape, and for a multi-scale
+    model, which is several.
     """
+    if isinstance(module, MultiScale):
+        raise ValueError(
+            "[audit] a MultiScale model is several: audit model.first, and each of model.stages, with "
+            'conditions={"small": torch.zeros(C, h, w, dtype=torch.int64)}'
+        )
     with (
         forked(),
         tqdm(total=7, desc="audit", disable=not progress, leave=False) as bar,

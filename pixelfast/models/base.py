@@ -24,7 +24,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class AutoregressiveModel(nn.Module):
     """A model whose parameters at sub-pixel (y, x, c) depend only on the sub-pixels before it.
 
-    The order is raster order, then colours R, G, B inside a pixel. A subclass passes every constructor
+    The order is raster order, then colours R, G, B inside a pixel; of `MultiScale` it is that of its scales, one after
+    another. A subclass passes every constructor
     argument on to this one, which keeps them in `config`, and defines `network`.
 
     Attributes:

@@ -31,13 +31,15 @@ class Normed(nn.Module):
 def normalise(model: nn.Module, images: Tensor, labels: Tensor | None = None) -> None:
     """Scale and shift every `Normed` so that its outputs on these images have mean 0 and variance gain^2.
 
+    What is constant on them, as at a single position that sees nothing, is only shifted.
+
     Salimans & Kingma 2016, section 3. images, labels: as `model` takes them, some hundred of them.
     """
 
     def scale(layer: nn.Module, _: Any, output: Tensor) -> Tensor:
         assert isinstance(layer, Normed)
-        mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3)) + 1e-8
-        scale = layer.gain / std
+        mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3), correction=0)
+        scale = torch.where(std > 1e-6, layer.gain / std, 1.0)
         magnitude = layer.conv.parametrizations.weight.original0
         magnitude.mul_(scale.view(layer.along))
         bias = layer.conv.bias

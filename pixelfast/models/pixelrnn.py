@@ -64,8 +64,8 @@ class _PixelRNN(AutoregressiveModel):
 class RowLSTM(_PixelRNN):
     """Row LSTM: a row at a time, from the three nearest states of the row above.
 
-    It sees a triangle: one column more to either side, row by row up. What lies in the rows above and outside of the
-    triangle is its blind spot, but for what the first kernel and the input-to-state convolutions add on the left.
+    It sees a triangle: one column more to either side, row by row up, besides what the first kernel adds on both sides,
+    and the input-to-state convolutions on the left. The rest of the rows above is its blind spot.
 
     Args:
         channels: colours of a pixel.
@@ -237,8 +237,11 @@ class _Scan(nn.Module):
         self.embed = nn.Embedding(classes, gates) if classes else None
         self.context = nn.Conv2d(context, gates, 1, bias=False) if context else None
         assert to_state.bias is not None
-        with torch.no_grad():  # so that cells remember, at first (Gers et al. 2000)
-            to_state.bias[hidden : (1 + len(cells)) * hidden] = 1 / len(cells)
+        # Cells remember, at first (Gers et al. 2000), and do not grow from neighbour to neighbour: together their
+        # forget gates let through what one of bias 1 does.
+        kept = torch.sigmoid(torch.ones(())) / len(cells)
+        with torch.no_grad():
+            to_state.bias[hidden : (1 + len(cells)) * hidden] = kept.logit()
         if self.embed is not None:
             nn.init.normal_(self.embed.weight, std=0.1)
 

@@ -370,7 +370,7 @@ def _attend(ctx: Lowering, scores: Scores, value: View) -> View:
 
 def _apart(ctx: Lowering, v: View) -> View:
     """The same by a product of its own, where it is part of one: so keys lie side by side, and queries are not kept."""
-    refs = v.refs.reshape(-1)
+    refs, back = np.unique(v.refs, return_inverse=True)  # heads may share their keys and values
     for op in ctx.build.ops:
         if not isinstance(op, P.ConvOp) or op.code or op.phase != P.WHOLE:
             continue
@@ -381,7 +381,8 @@ def _apart(ctx: Lowering, v: View) -> View:
         out = ctx.build.map(m.name, m.height, m.width, len(columns))
         bias = None if op.bias is None else op.bias[columns]
         ctx.build.add(replace(op, out=out, weight=np.ascontiguousarray(op.weight[:, :, columns]), bias=bias))
-        return ctx.whole(out, v.axes, v.refs.shape)
+        whole = ctx.whole(out, v.axes, [len(columns)])
+        return replace(whole, refs=whole.refs[back].reshape(v.refs.shape))
     return v
 
 
