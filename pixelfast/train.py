@@ -47,6 +47,8 @@ _OPTIONS: dict[str, tuple[type, str]] = {
     "skew": (int, "skew of the wavefront to stay in (gated-pixelcnn)"),
     "blocks": (int, "residual blocks of a stage (pixelcnn-pp), or how often it attends (pixelsnail)"),
     "heads": (int, "heads of attention (pixel-transformer)"),
+    "key": (int, "width of queries and keys (pixelsnail)"),
+    "value": (int, "width of values (pixelsnail)"),
     "stride": (int, "windows that are attended to, of stride x stride (pixelsnail)"),
     "scales": (int, "how often the size of images is doubled (multi-scale)"),
     "context": (int, "channels of the maps that are made of smaller images (multi-scale)"),

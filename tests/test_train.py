@@ -288,7 +288,7 @@ def test_command_line_of_a_mixture(pictures, tmp_path):
         ("row-lstm", "RowLSTM", ("--layers", 1, "--kernel", 3)),
         ("diagonal-bilstm", "DiagonalBiLSTM", ("--layers", 1, "--kernel", 3)),
         ("multi-scale", "MultiScale", ("--layers", 1, "--scales", 2, "--context", 4)),
-        ("pixelsnail", "PixelSNAIL", ("--layers", 1, "--blocks", 1, "--stride", 2, "--mixtures", 2)),
+        ("pixelsnail", "PixelSNAIL", ("--layers", 1, "--blocks", 1, "--stride", 2, "--key", 4, "--value", 5)),
         ("pixel-transformer", "PixelTransformer", ("--layers", 1, "--heads", 2, "--dropout", 0.1)),
     ],
 )
