@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,9 +79,8 @@ def field(rows: Sequence[str], *, scale: int | None = None) -> Image.Image:
         or not set("".join(rows)) <= set(kField)
     ):
         raise ValueError(f"[field] rows must be strings of one length, of {''.join(kField)!r}, got {rows!r}")
+    _check_scale("field", scale)
     scale = max(4, round(400 / len(rows[0]))) if scale is None else scale
-    if scale < 1:
-        raise ValueError(f"[field] scale must be at least 1, got {scale}")
     font = ImageFont.load_default(kFontSize)
     named = [(c, name) for c, (_, name) in kField.items() if any(c in row for row in rows)]
     line = kFontSize + 2 * kGap
@@ -208,8 +208,8 @@ def receptive_fields(
 
 
 def _check_scale(where: str, scale: int | None) -> None:
-    if scale is not None and scale < 1:
-        raise ValueError(f"[{where}] scale must be at least 1, got {scale}")
+    if scale is not None and not (isinstance(scale, Integral) and scale >= 1):
+        raise ValueError(f"[{where}] scale must be an integer of at least 1, got {scale!r}")
 
 
 # --- the sheet: a card for each model, and one legend -----------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,12 @@ def look(
     shape = check_shape(shape, where)
     if order not in ORDERS:
         raise ValueError(f"[{where}] order must be one of {', '.join(ORDERS)}, got {order!r}")
-    if images < 0:
-        raise ValueError(f"[{where}] images must be at least 0, got {images}")
+    if pixel is not None and not (
+        isinstance(pixel, Sequence) and len(pixel) == 2 and all(isinstance(i, Integral) for i in pixel)
+    ):
+        raise ValueError(f"[{where}] pixel must be two integers (y, x), got {pixel!r}")
+    if not isinstance(images, Integral) or images < 0:
+        raise ValueError(f"[{where}] images must be an integer of at least 0, got {images!r}")
     known: dict[str, Any] = {}
     if isinstance(model, MultiScale):
         if any(given is not None for given in (head, to_input, conditions, output)):

@@ -258,7 +258,7 @@ class Sampler:
             top_k = integer("top_k", top_k, 1)
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
-        parallel = self._parallel(threads, chunk, team)
+        parallel = self._parallel("sample", threads, chunk, team)
         self._check_memory("sample", n, self.program, self._runtime, parallel)
         images = np.zeros((n, *self.shape), np.int32)
         mask = None
@@ -292,7 +292,7 @@ class Sampler:
         """
         if self.target.backend != "cpu":
             raise ValueError(f"[profile] only the cpu backend can be profiled, this is {self.target.backend}")
-        self.sample(integer("n", n, 1), **options)
+        self.sample(integer("n", n, 1, where="profile"), **options)
         found: list[dict[str, Any]] = []
         self.sample(n, _profiles=found, **options)
         result = profile_of(found[0], self.program, images=n, peak=peak(self.target.isa or "", 1, 0.1))
@@ -328,7 +328,7 @@ class Sampler:
                              f"{tuple(levels.shape)}")  # fmt: skip
         program, runtime = self._scorer
         n = len(levels)
-        parallel = self._parallel(threads, chunk, team)
+        parallel = self._parallel("log_prob", threads, chunk, team)
         self._check_memory("log_prob", n, program, runtime, parallel)
         values = self._condition_values("log_prob", program, n, labels, conditions)
         log_prob = self._run(
@@ -402,11 +402,13 @@ class Sampler:
             profiles.append(found)
         return log_prob
 
-    def _parallel(self, threads: int | None, chunk: int | None, team: int | None) -> dict[str, Any]:
+    def _parallel(
+        self, where: str, threads: int | None, chunk: int | None, team: int | None
+    ) -> dict[str, Any]:
         found = {
-            "threads": integer("threads", threads or 0, 0, C["kMaxThreads"]),
-            "chunk": integer("chunk", chunk or 0, 0),
-            "team": integer("team", team or 0, 0, C["kMaxThreads"]),
+            "threads": integer("threads", threads or 0, 0, C["kMaxThreads"], where=where),
+            "chunk": integer("chunk", chunk or 0, 0, where=where),
+            "team": integer("team", team or 0, 0, C["kMaxThreads"], where=where),
         }
         return {key: value for key, value in found.items() if key in _PARALLEL[self.target.backend]}
 
@@ -464,14 +466,15 @@ _PARALLEL = {
 }
 
 
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def integer(name: str, value: Any, low: int, high: int | None = None, *, where: str = "sample") -> int:
+    """`value` as an integer in [low, high]. Raises ValueError."""
     try:
         found = operator.index(value)
     except TypeError:
-        raise ValueError(f"[sample] {name} must be an integer, got {value!r}") from None
+        raise ValueError(f"[{where}] {name} must be an integer, got {value!r}") from None
     if found < low or (high is not None and found > high):
         limits = f"at least {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"[sample] {name} must be {limits}, got {found}")
+        raise ValueError(f"[{where}] {name} must be {limits}, got {found}")
     return found
 
 

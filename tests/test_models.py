@@ -7,6 +7,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -273,6 +274,13 @@ def test_bad_options(kind, options, message):
         pytest.skip("it has no kernel")
     with pytest.raises(ValueError, match=message):
         kind(**options)
+
+
+def test_what_is_no_integer():
+    for value in (2.0, True, "2"):
+        with pytest.raises(TypeError, match=rf"\[PixelCNN\] hidden must be an integer, got {value!r}"):
+            PixelCNN(hidden=value)
+    assert type(PixelCNN(levels=2, hidden=np.int64(2), layers=1).config["hidden"]) is int
 
 
 IMAGES = torch.zeros(2, 1, 3, 3, dtype=torch.uint8)

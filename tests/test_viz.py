@@ -132,7 +132,7 @@ def test_a_field_has_a_cell_per_pixel_and_a_legend():
         ([], {}, r"\[field\] rows must be strings of one length"),
         (["##", "#"], {}, r"\[field\] rows must be strings of one length"),
         (["#x"], {}, r"\[field\] rows must be strings of one length, of '#o. !\?@', got \['#x'\]"),
-        (["#@"], {"scale": 0}, r"\[field\] scale must be at least 1, got 0"),
+        (["#@"], {"scale": 0}, r"\[field\] scale must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_fields_are_refused(rows, options, message):

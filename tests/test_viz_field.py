@@ -358,8 +358,11 @@ def test_several_models_stand_side_by_side_under_their_names():
         ),
         ({"shape": (1, 7)}, "[receptive_field] shape must be three positive integers (C, H, W), got (1, 7)"),
         ({"order": "spiral"}, "[receptive_field] order must be one of auto, raster, wavefront, got 'spiral'"),
-        ({"images": -1}, "[receptive_field] images must be at least 0, got -1"),
-        ({"scale": 0}, "[receptive_field] scale must be at least 1, got 0"),
+        ({"images": -1}, "[receptive_field] images must be an integer of at least 0, got -1"),
+        ({"images": 1.5}, "[receptive_field] images must be an integer of at least 0, got 1.5"),
+        ({"scale": 0}, "[receptive_field] scale must be an integer of at least 1, got 0"),
+        ({"scale": 2.5}, "[receptive_field] scale must be an integer of at least 1, got 2.5"),
+        ({"pixel": 3}, "[receptive_field] pixel must be two integers (y, x), got 3"),
         ({"pixel": (7, 0)}, "[receptive_field] pixel must lie in 7 x 9, got (7, 0)"),
         ({"shape": (2, 7, 9)}, "[compile] the model has 1 channels, but shape is (2, 7, 9)"),
     ],
@@ -379,7 +382,7 @@ def test_what_is_no_module_is_refused():
     [
         ({}, {}, r"\[receptive_fields\] there must be at least 1 model, got 0"),
         ({"a": None}, {"columns": 0}, r"\[receptive_fields\] columns must be at least 1, got 0"),
-        ({"a": None}, {"scale": -1}, r"\[receptive_fields\] scale must be at least 1, got -1"),
+        ({"a": None}, {"scale": -1}, r"\[receptive_fields\] scale must be an integer of at least 1, got -1"),
     ],
 )
 def test_bad_sheets_are_refused(models, options, message):

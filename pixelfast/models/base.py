@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -51,12 +52,14 @@ class AutoregressiveModel(nn.Module):
         name = type(self).__name__
         counts = {"channels": channels, "levels": levels, "classes": 1 if classes is None else classes}
         for key, value in (counts | config).items():
-            if not isinstance(value, int):
+            if not isinstance(value, Integral) or isinstance(value, bool):
                 raise TypeError(f"[{name}] {key} must be an integer, got {value!r}")
             if value < 1:
                 raise ValueError(f"[{name}] {key} must be at least 1, got {value}")
         self.channels, self.levels, self.classes = channels, levels, classes
-        self.config = {"channels": channels, "levels": levels, **config, "classes": classes}
+        given = {"channels": channels, "levels": levels, **config}
+        self.config: dict[str, Any] = {key: int(value) for key, value in given.items()}
+        self.config["classes"] = None if classes is None else int(classes)
         if isinstance(head, str):
             self.config["head"] = head
         self.head = heads.make_head(head, levels) if isinstance(head, str) else head
