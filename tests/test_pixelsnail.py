@@ -129,8 +129,10 @@ def test_the_background_says_where_a_position_is():
 # --- the published models -------------------------------------------------------------------------------------
 
 
-def published(mixtures: int, hidden: int = 256, blocks: int = 12, layers: int = 4) -> int:
-    """Count the variables of `h12_noup_smallkey_spec` as called by `train.py`, whose nonlinearity is "elu".
+def published(mixtures: int, times: int, hidden: int = 256, blocks: int = 12, layers: int = 4) -> int:
+    """Count the variables of `h12_noup_smallkey_spec` as called by `train.py`, whose nonlinearity is "elu" by default.
+
+    times: by how much the nonlinearity widens: 2 for "concat_elu".
 
     https://github.com/neocxi/pixelsnail-public, commit db1f4ec: model.py, `_base_noup_smallkey_spec`, for the layers;
     nn.py for their variables: V, and g and b of its outputs. Its background is broadcast to the shape of x, so it has
@@ -141,25 +143,32 @@ def published(mixtures: int, hidden: int = 256, blocks: int = 12, layers: int = 
         return taps * inputs * outputs + 2 * outputs
 
     def gated(taps: int, width: int) -> int:
-        return conv(taps, width, width) + conv(taps, width, 2 * width)
+        return conv(taps, times * width, width) + conv(taps, times * width, 2 * width)
 
     image, key, value = 3, 16, hidden // 2
     asking = hidden + 2 * image
     asked = image + asking
     attention = gated(1, asked) + conv(1, asked, key + value) + gated(1, asking) + conv(1, asking, key)
-    mix = gated(1, hidden) + conv(1, value, hidden)
+    mix = gated(1, hidden) + conv(1, times * value, hidden)
     first = conv(1 * 3, image + 1, hidden) + conv(2 * 1, image + 1, hidden)
     last = conv(1, hidden, 10 * mixtures)
     return first + blocks * (layers * gated(2 * 2, hidden) + attention + mix) + last
 
 
 @pytest.mark.parametrize(
-    ("preset", "mixtures", "count"), [("cifar10", 10, 46_180_788), ("imagenet32", 32, 46_237_548)]
+    ("preset", "mixtures", "activation", "count"),
+    [
+        ("cifar10", 10, "elu", 46_180_788),
+        ("cifar10", 10, "concat_elu", 91_681_320),
+        ("imagenet32", 32, "elu", 46_237_548),
+        ("imagenet32", 32, "concat_elu", 91_738_080),
+    ],
 )
-def test_the_published_models_have_their_parameters(preset, mixtures, count):
+def test_the_published_models_have_their_parameters(preset, mixtures, activation, count):
     with torch.device("meta"):
-        model = PixelSNAIL.preset(preset)
-    assert sum(p.numel() for p in model.parameters()) == count == published(mixtures)
+        model = PixelSNAIL.preset(preset, activation=activation)
+    times = 2 if activation == "concat_elu" else 1
+    assert sum(p.numel() for p in model.parameters()) == count == published(mixtures, times)
 
 
 def test_presets_can_be_changed():
