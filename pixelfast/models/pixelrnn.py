@@ -12,205 +12,6 @@ from ..scan import Offsets, lstm_scan
 from .base import AutoregressiveModel, MaskedConv2d, check_hidden, check_kernel, colour_mask
 from .pixelcnn import raster_conv
 
-
-class _PixelRNN(AutoregressiveModel):
-    """A mask A convolution, recurrent layers with residual connections, and two 1x1 convolutions (table 1)."""
-
-    def __init__(
-        self,
-        layer: type[_Row] | type[_Diagonal],
-        *,
-        channels: int,
-        levels: int,
-        hidden: int,
-        layers: int,
-        kernel: int,
-        classes: int | None,
-        head: str,
-        context: int | None,
-    ) -> None:
-        given = {} if context is None else {"context": context}
-        super().__init__(
-            channels=channels,
-            levels=levels,
-            hidden=hidden,
-            layers=layers,
-            kernel=kernel,
-            classes=classes,
-            head=head,
-            **given,
-        )
-        name = type(self).__name__
-        check_kernel(name, kernel)
-        check_hidden(name, hidden, channels)
-        wide = 2 * hidden
-        self.first = raster_conv(channels, wide, kernel, colour_mask(wide, channels, channels, strict=True))
-        self.layers = nn.ModuleList(layer(channels, hidden, layers, classes, context) for _ in range(layers))
-        same = colour_mask(wide, wide, channels, strict=False)
-        self.mix = MaskedConv2d(wide, wide, mask=same, gain=2**0.5)
-        outputs = self.head.outputs(channels)
-        self.last = MaskedConv2d(
-            wide, outputs, mask=colour_mask(outputs, wide, channels, strict=False), gain=0.1
-        )
-
-    def network(self, x: Tensor, labels: Tensor | None, context: Tensor | None = None) -> Tensor:
-        """Return float (N, head.outputs(C), H, W) for scaled images; `context`: float (N, context, H, W)."""
-        x = self.first(x)
-        for layer in self.layers:
-            x = x + layer(x, labels, context)
-        return self.last(torch.relu(self.mix(torch.relu(x))))
-
-
-class RowLSTM(_PixelRNN):
-    """Row LSTM: a row at a time, from the three nearest states of the row above.
-
-    It sees a triangle: one column more to either side, row by row up, besides what the first kernel adds on both sides,
-    and the input-to-state convolutions on the left. The rest of the rows above is its blind spot.
-
-    Args:
-        channels: colours of a pixel.
-        levels: values that a sub-pixel can take.
-        hidden: units of each layer, h in the paper; the maps between the layers have 2h. At least `channels`.
-        layers: number of recurrent layers.
-        kernel: size of the first layer; odd, at least 3.
-        classes: number of classes to condition on, or None.
-        head: "categorical", or "bernoulli" for two levels.
-        context: channels of a map that `network` is given besides the image, or None.
-
-    Raises:
-        TypeError: for a number that is no integer.
-        ValueError: for an argument out of range.
-
-    Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.1 and table 1. `preset("cifar10")` has 12
-    layers of 128 units, `preset("imagenet32")` of 384 (section 5.1). Training goes a row at a time.
-    """
-
-    presets: ClassVar = {
-        "cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12},
-        "imagenet32": {"channels": 3, "levels": 256, "hidden": 384, "layers": 12},
-    }
-
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        levels: int = 256,
-        hidden: int = 64,
-        layers: int = 4,
-        kernel: int = 7,
-        classes: int | None = None,
-        head: str = "categorical",
-        context: int | None = None,
-    ) -> None:
-        super().__init__(
-            _Row, channels=channels, levels=levels, hidden=hidden, layers=layers, kernel=kernel, classes=classes,
-            head=head, context=context,
-        )  # fmt: skip
-
-
-class DiagonalBiLSTM(_PixelRNN):
-    """Diagonal BiLSTM: along diagonals, in both directions, which together see nearly all earlier pixels.
-
-    Each layer runs from the upper left and from the upper right. The second map is moved down by one row before it is
-    added to the first, so that it shows no pixel to the right. It needs a whole row, so there is hardly a wavefront.
-    The blind spot is the last pixel of the row above: no position of that row shows it, and of its own row only those
-    whose first kernel reaches it.
-
-    Args:
-        channels: colours of a pixel.
-        levels: values that a sub-pixel can take.
-        hidden: units of each layer and direction, h in the paper; the maps between the layers have 2h. At least
-            `channels`.
-        layers: number of recurrent layers.
-        kernel: size of the first layer; odd, at least 3.
-        classes: number of classes to condition on, or None.
-        head: "categorical", or "bernoulli" for two levels.
-        context: channels of a map that `network` is given besides the image, or None.
-
-    Raises:
-        TypeError: for a number that is no integer.
-        ValueError: for an argument out of range.
-
-    Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.2 and table 1. `preset("mnist")` has 7 layers
-    of 16 units, `preset("cifar10")` 12 of 128 (section 5.1). Training goes a diagonal at a time, H + W - 1 in all.
-    """
-
-    presets: ClassVar = {
-        "mnist": {"channels": 1, "levels": 2, "hidden": 16, "layers": 7, "head": "bernoulli"},
-        "cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12},
-    }
-
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        levels: int = 256,
-        hidden: int = 16,
-        layers: int = 7,
-        kernel: int = 7,
-        classes: int | None = None,
-        head: str = "categorical",
-        context: int | None = None,
-    ) -> None:
-        super().__init__(
-            _Diagonal, channels=channels, levels=levels, hidden=hidden, layers=layers, kernel=kernel,
-            classes=classes, head=head, context=context,
-        )  # fmt: skip
-
-
-class LSTM2d(AutoregressiveModel):
-    """A two-dimensional LSTM: each state from that to the left, that above, and the pixels left and above.
-
-    Each layer has a forget gate for either neighbour. It sees what is above and to the left; what is above and to the
-    right is its blind spot.
-
-    Args:
-        channels: colours of a pixel.
-        levels: values that a sub-pixel can take.
-        hidden: units of each layer; at least `channels`.
-        layers: number of layers; each further one reads the one before at its own position.
-        learned_edge: whether the states outside of the image are learned, or zero.
-        classes: number of classes to condition on, or None.
-        head: "categorical", or "bernoulli" for two levels.
-
-    Raises:
-        TypeError: for a number that is no integer.
-        ValueError: for an argument out of range.
-
-    Reference: Graves, Fernandez, Schmidhuber 2007, "Multi-dimensional recurrent neural networks"; as a model of images
-    Theis and Bethge 2015. Training goes a diagonal at a time.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: int = 1,
-        levels: int = 256,
-        hidden: int = 64,
-        layers: int = 2,
-        learned_edge: bool = True,
-        classes: int | None = None,
-        head: str = "categorical",
-    ) -> None:
-        super().__init__(
-            channels=channels, levels=levels, hidden=hidden, layers=layers, classes=classes, head=head
-        )
-        self.config["learned_edge"] = bool(learned_edge)
-        check_hidden("LSTM2d", hidden, channels)
-        self.layers = nn.ModuleList(
-            _Lattice(channels, hidden, classes, learned_edge, first=not i) for i in range(layers)
-        )
-        outputs = self.head.outputs(channels)
-        mask = colour_mask(outputs, hidden, channels, strict=False)
-        self.last = MaskedConv2d(hidden, outputs, mask=mask, gain=0.5)
-
-    def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
-        """Return float (N, head.outputs(C), H, W) for scaled images."""
-        for layer in self.layers:
-            x = layer(x, labels)
-        return self.last(x)
-
-
 # --- layers -----------------------------------------------------------------------------------------------------
 
 
@@ -327,3 +128,175 @@ class _Lattice(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
         return self.scan(x, labels)
+
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+class _PixelRNN(AutoregressiveModel):
+    """A mask A convolution, recurrent layers with residual connections, and two 1x1 convolutions (table 1)."""
+
+    layer: ClassVar[type[_Row] | type[_Diagonal]]
+
+    def __init__(
+        self,
+        *,
+        channels: int = 1,
+        levels: int = 256,
+        hidden: int = 64,
+        layers: int = 4,
+        kernel: int = 7,
+        classes: int | None = None,
+        head: str = "categorical",
+        context: int | None = None,
+    ) -> None:
+        given = {} if context is None else {"context": context}
+        super().__init__(
+            channels=channels,
+            levels=levels,
+            hidden=hidden,
+            layers=layers,
+            kernel=kernel,
+            classes=classes,
+            head=head,
+            **given,
+        )
+        name = type(self).__name__
+        check_kernel(name, kernel)
+        check_hidden(name, hidden, channels)
+        wide = 2 * hidden
+        self.first = raster_conv(channels, wide, kernel, colour_mask(wide, channels, channels, strict=True))
+        self.layers = nn.ModuleList(
+            self.layer(channels, hidden, layers, classes, context) for _ in range(layers)
+        )
+        same = colour_mask(wide, wide, channels, strict=False)
+        self.mix = MaskedConv2d(wide, wide, mask=same, gain=2**0.5)
+        outputs = self.head.outputs(channels)
+        self.last = MaskedConv2d(
+            wide, outputs, mask=colour_mask(outputs, wide, channels, strict=False), gain=0.1
+        )
+
+    def network(self, x: Tensor, labels: Tensor | None, context: Tensor | None = None) -> Tensor:
+        """Return float (N, head.outputs(C), H, W) for scaled images; `context`: float (N, context, H, W)."""
+        x = self.first(x)
+        for layer in self.layers:
+            x = x + layer(x, labels, context)
+        return self.last(torch.relu(self.mix(torch.relu(x))))
+
+
+class RowLSTM(_PixelRNN):
+    """Row LSTM: a row at a time, from the three nearest states of the row above.
+
+    It sees a triangle: one column more to either side, row by row up, besides what the first kernel adds on both sides,
+    and the input-to-state convolutions on the left. The rest of the rows above is its blind spot.
+
+    Args:
+        channels: colours of a pixel.
+        levels: values that a sub-pixel can take.
+        hidden: units of each layer, h in the paper; the maps between the layers have 2h. At least `channels`.
+        layers: number of recurrent layers.
+        kernel: size of the first layer; odd, at least 3.
+        classes: number of classes to condition on, or None.
+        head: "categorical", or "bernoulli" for two levels.
+        context: channels of a map that `network` is given besides the image, or None.
+
+    Raises:
+        TypeError: for a number that is no integer.
+        ValueError: for an argument out of range.
+
+    Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.1 and table 1. `preset("cifar10")` has 12
+    layers of 128 units, `preset("imagenet32")` of 384 (section 5.1). Training goes a row at a time.
+    """
+
+    layer = _Row
+    presets: ClassVar = {
+        "cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12},
+        "imagenet32": {"channels": 3, "levels": 256, "hidden": 384, "layers": 12},
+    }
+
+
+class DiagonalBiLSTM(_PixelRNN):
+    """Diagonal BiLSTM: along diagonals, in both directions, which together see nearly all earlier pixels.
+
+    Each layer runs from the upper left and from the upper right. The second map is moved down by one row before it is
+    added to the first, so that it shows no pixel to the right. It needs a whole row, so there is hardly a wavefront.
+    The blind spot is the last pixel of the row above: no position of that row shows it, and of its own row only those
+    whose first kernel reaches it.
+
+    Args:
+        channels: colours of a pixel.
+        levels: values that a sub-pixel can take.
+        hidden: units of each layer and direction, h in the paper; the maps between the layers have 2h. At least
+            `channels`.
+        layers: number of recurrent layers.
+        kernel: size of the first layer; odd, at least 3.
+        classes: number of classes to condition on, or None.
+        head: "categorical", or "bernoulli" for two levels.
+        context: channels of a map that `network` is given besides the image, or None.
+
+    Raises:
+        TypeError: for a number that is no integer.
+        ValueError: for an argument out of range.
+
+    Reference: van den Oord, Kalchbrenner, Kavukcuoglu 2016a, section 3.2 and table 1. `preset("mnist")` has 7 layers
+    of 16 units, `preset("cifar10")` 12 of 128 (section 5.1). Training goes a diagonal at a time, H + W - 1 in all.
+    """
+
+    layer = _Diagonal
+    presets: ClassVar = {
+        "mnist": {"channels": 1, "levels": 2, "hidden": 16, "layers": 7, "head": "bernoulli"},
+        "cifar10": {"channels": 3, "levels": 256, "hidden": 128, "layers": 12},
+    }
+
+
+class LSTM2d(AutoregressiveModel):
+    """A two-dimensional LSTM: each state from that to the left, that above, and the pixels left and above.
+
+    Each layer has a forget gate for either neighbour. It sees what is above and to the left; what is above and to the
+    right is its blind spot.
+
+    Args:
+        channels: colours of a pixel.
+        levels: values that a sub-pixel can take.
+        hidden: units of each layer; at least `channels`.
+        layers: number of layers; each further one reads the one before at its own position.
+        learned_edge: whether the states outside of the image are learned, or zero.
+        classes: number of classes to condition on, or None.
+        head: "categorical", or "bernoulli" for two levels.
+
+    Raises:
+        TypeError: for a number that is no integer.
+        ValueError: for an argument out of range.
+
+    Reference: Graves, Fernandez, Schmidhuber 2007, "Multi-dimensional recurrent neural networks"; as a model of images
+    Theis and Bethge 2015. Training goes a diagonal at a time.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 1,
+        levels: int = 256,
+        hidden: int = 64,
+        layers: int = 2,
+        learned_edge: bool = True,
+        classes: int | None = None,
+        head: str = "categorical",
+    ) -> None:
+        super().__init__(
+            channels=channels, levels=levels, hidden=hidden, layers=layers, classes=classes, head=head
+        )
+        self.config["learned_edge"] = bool(learned_edge)
+        check_hidden("LSTM2d", hidden, channels)
+        self.layers = nn.ModuleList(
+            _Lattice(channels, hidden, classes, learned_edge, first=not i) for i in range(layers)
+        )
+        outputs = self.head.outputs(channels)
+        mask = colour_mask(outputs, hidden, channels, strict=False)
+        self.last = MaskedConv2d(hidden, outputs, mask=mask, gain=0.5)
+
+    def network(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Return float (N, head.outputs(C), H, W) for scaled images."""
+        for layer in self.layers:
+            x = layer(x, labels)
+        return self.last(x)
