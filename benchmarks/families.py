@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from pixelfast import models, plain
 from pixelfast._files import check_writable
-from pixelfast.sampler import Sampler
 from pixelfast.sampler import compile as compile_model
 
 from . import harness, kv_loop
-from .sampling import duration
+from .sampling import duration, verify
 
 STEPS = 16  # of a cached loop, that are timed
 
@@ -88,21 +87,6 @@ FAMILIES = (
 )  # fmt: skip
 BATCHES = (1, 16)
 NAMES = {"plain": "plain loop", "cached": "cached loop"}
-
-
-def verify(model: models.AutoregressiveModel, sampler: Sampler) -> None:
-    """Check, on two samples, that what is timed computes what it should. Raises ValueError if not."""
-    samples = sampler.sample(2, seed=1)
-    if not torch.equal(sampler.log_prob(samples.images), samples.log_prob):
-        raise ValueError("[verify] sampling and scoring differ")
-    with torch.inference_mode():
-        if not torch.allclose(samples.log_prob, model.log_prob(samples.images), rtol=1e-4, atol=1e-1):
-            raise ValueError("[verify] the engine's log probabilities differ from the model's")
-        if not isinstance(model, models.PixelTransformer):
-            return
-        expected = model.network(model.scale(samples.images), None)
-        if not torch.allclose(kv_loop.outputs(model, samples.images), expected, rtol=1e-3, atol=1e-3):
-            raise ValueError("[verify] the cached loop's outputs differ from the model's")
 
 
 class _Given(nn.Module):

@@ -28,7 +28,7 @@ from pixelfast._files import check_writable
 from pixelfast.sampler import Sampler
 from pixelfast.sampler import compile as compile_model
 
-from . import cached_loop, floor, harness
+from . import cached_loop, floor, harness, kv_loop
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ def verify(model: models.AutoregressiveModel, sampler: Sampler) -> None:
     with torch.inference_mode():
         if not torch.allclose(samples.log_prob, model.log_prob(images), rtol=1e-4, atol=1e-1):
             raise ValueError("[verify] the engine's log probabilities differ from the model's")
-        if not cached_loop.knows(model):
+        loop = next((loop for loop in (cached_loop, kv_loop) if loop.knows(model)), None)
+        if loop is None:
             return
         expected = model.network(model.scale(images), None)
-    if not torch.allclose(cached_loop.outputs(model, images), expected, rtol=1e-3, atol=1e-3):
+    if not torch.allclose(loop.outputs(model, images), expected, rtol=1e-3, atol=1e-3):
         raise ValueError("[verify] the cached loop's outputs differ from the model's")
 
 
