@@ -11,7 +11,6 @@ constexpr int kBlockRows = 48;  // rows (an image at a position) that pass throu
 constexpr int kVectors = 4;     // vectors of outputs that a product computes at once
 constexpr int kNarrowRows = 4;  // rows that may be lanes, where outputs are so few that most lanes were idle
 constexpr int kLine = 16;       // floats to a cache line
-constexpr int kFetching = 12;  // vectors of a tile that hide a fetch; a smaller one waits for its own weights
 
 // The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
 // and weights are not floats but pairs of bf16, and channels come in pairs.

@@ -4,55 +4,9 @@
 
 // ---- product ---------------------------------------------------------------------------------------------
 
-// `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the
-// taps. Returns how far it has fetched ahead.
-template <int kRows, int kCount>
-const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
-  Lanes acc[kRows][kCount];
-#pragma GCC unroll 4
-  for (int v = 0; v < kCount; ++v) {
-    const Lanes bias = Lanes::load(p.bias + v * Lanes::kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) acc[r][v] = bias;
-  }
-  const float* w = p.weights;
-  for (int t = 0; t < p.n_taps; ++t) {
-    const float* in[kRows];
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
-    const int channels = p.tap_channels[t];
-    for (int i = 0; i < channels; ++i) {
-      if (kRows * kCount >= kFetching) {
-        __builtin_prefetch(ahead, 0, 2);
-        ahead += ahead < p.ahead_end ? kLine : 0;
-      }
-      Lanes weight[kCount];
-#pragma GCC unroll 4
-      for (int v = 0; v < kCount; ++v) {
-        weight[v] = Lanes::load(w + v * Lanes::kLanes);
-        if (kRows > 1) weight[v].keep();  // one load, not one for each row
-      }
-#pragma GCC unroll 6
-      for (int r = 0; r < kRows; ++r) {
-        const Lanes x = Lanes::set(in[r][i]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kCount; ++v) acc[r][v] = Lanes::fma(x, weight[v], acc[r][v]);
-      }
-      w += p.weight_stride;
-    }
-  }
-  const int rest = p.columns - (kCount - 1) * Lanes::kLanes;
-#pragma GCC unroll 6
-  for (int r = 0; r < kRows; ++r) {
-    float* y = p.outputs[row + r] + p.column;
-#pragma GCC unroll 4
-    for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(y + v * p.vector_stride);
-    acc[r][kCount - 1].store(y + (kCount - 1) * p.vector_stride, rest);
-  }
-  return ahead;
-}
+inline Lanes multiply(Lanes x, Lanes weight, Lanes sum) { return Lanes::fma(x, weight, sum); }
 
-#include "cpu/product_rows.inl"
+#include "cpu/product.inl"
 
 // At most `kCount` outputs of `kGroups` times as many rows as there are lanes, which the rows are: the same
 // chains.

@@ -1,0 +1,117 @@
+// Products of rows with vectors of packed weights. Included inside an anonymous namespace, after `Lanes`,
+// `kAccumulators` and multiply(x, weight, sum), which adds a product of lanes to a sum.
+
+constexpr int kMostRows = 8;   // of a register tile
+constexpr int kUnrolled = 4;   // channels at a time
+constexpr int kFetching = 12;  // vectors of a tile that hide a fetch; a smaller one waits for its own weights
+
+// Rows of a register tile that leave room for the weights and a broadcast.
+constexpr int tile_rows(int vectors) {
+  return kAccumulators / vectors < kMostRows ? kAccumulators / vectors : kMostRows;
+}
+
+// `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the
+// taps. Returns how far it has fetched ahead.
+template <int kRows, int kCount>
+const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
+  Lanes acc[kRows][kCount];
+#pragma GCC unroll 4
+  for (int v = 0; v < kCount; ++v) {
+    const Lanes bias = Lanes::load(p.bias + v * Lanes::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) acc[r][v] = bias;
+  }
+  const float* w = p.weights;
+  const int64_t stride = p.weight_stride;
+  const float* const end = p.ahead_end;
+  for (int t = 0, n = p.n_taps; t < n; ++t) {
+    const float* in[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) in[r] = p.inputs[t * kBlockRows + row + r];
+    const auto channel = [&](int i) __attribute__((always_inline)) {
+      Lanes weight[kCount];
+#pragma GCC unroll 4
+      for (int v = 0; v < kCount; ++v) {
+        weight[v] = Lanes::load(w + v * Lanes::kLanes);
+        if (kRows > 1) weight[v].keep();  // one load, not one for each row
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const Lanes x = Lanes::set(in[r][i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) acc[r][v] = multiply(x, weight[v], acc[r][v]);
+      }
+      w += stride;
+    };
+    const int channels = p.tap_channels[t];
+    int i = 0;
+    if (kRows * kCount >= kFetching) {
+      for (; i + kUnrolled <= channels && ahead < end; i += kUnrolled, ahead += kUnrolled * kLine) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kUnrolled; ++j) {
+          __builtin_prefetch(ahead + j * kLine, 0, 2);
+          channel(i + j);
+        }
+      }
+    }
+    for (; i + kUnrolled <= channels; i += kUnrolled) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kUnrolled; ++j) channel(i + j);
+    }
+    for (; i < channels; ++i) channel(i);
+  }
+  // Read before anything is stored, after which all would be read again.
+  const int rest = p.columns - (kCount - 1) * Lanes::kLanes;
+  const int64_t to_next = p.vector_stride;
+  float* out[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) out[r] = p.outputs[row + r] + p.column;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kCount - 1; ++v) acc[r][v].store(out[r] + v * to_next);
+    acc[r][kCount - 1].store(out[r] + (kCount - 1) * to_next, rest);
+  }
+  return ahead;
+}
+
+// Tiles of nearly equal height: 8 rows of four vectors are 4 + 4, since 6 + 2 would leave the second starved.
+template <int kCount>
+void product_rows(const ProductArgs& p) {
+  constexpr int kMost = tile_rows(kCount);
+  const int tiles = (p.rows + kMost - 1) / kMost;
+  int row = 0;
+  const float* ahead = p.ahead;
+  for (int t = 0; t < tiles; ++t) {
+    const int rows = (p.rows - row + tiles - t - 1) / (tiles - t);
+    switch (rows) {
+#define PIXELFAST_TILE(n)                                              \
+  case n:                                                              \
+    ahead = product_tile<(kMost >= n ? n : 1), kCount>(p, row, ahead); \
+    break;
+      PIXELFAST_TILE(1)
+      PIXELFAST_TILE(2)
+      PIXELFAST_TILE(3)
+      PIXELFAST_TILE(4)
+      PIXELFAST_TILE(5)
+      PIXELFAST_TILE(6)
+      PIXELFAST_TILE(7)
+      PIXELFAST_TILE(8)
+#undef PIXELFAST_TILE
+    }
+    row += rows;
+  }
+}
+
+void product_by_rows(const ProductArgs& p) {
+  switch (p.vectors) {
+    case 1:
+      return product_rows<1>(p);
+    case 2:
+      return product_rows<2>(p);
+    case 3:
+      return product_rows<3>(p);
+    default:
+      return product_rows<kVectors>(p);
+  }
+}
