@@ -115,18 +115,18 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
 
 // ---- rows as lanes ---------------------------------------------------------------------------------------
 // The same for as many distributions as there are lanes, a row of logits each: nothing is summed over lanes.
-// Columns and tables are [n][lanes].
+// Tables are [n][lanes]: logits, then weights in their place, then frequencies.
 
 // Lays the rows of logits side by side, and finds the largest of each. Returns whether all rows give a
 // distribution.
 template <class V>
-static inline bool fill_columns(const float* const* logits, int n, float* columns, V* largest) {
+static inline bool fill_logits(const float* const* logits, int n, int32_t* table, V* largest) {
   constexpr int kLanes = V::kLanes;
   const V zero = V::set(0.0f), infinity = V::set(__builtin_inff());
   V good = V::set(1.0f);
   *largest = vneg(infinity);
   const auto see = [&](int k, V x) {
-    x.store(columns + k * kLanes);
+    V::bits(x).store(table + k * kLanes);
     good = V::select(V::eq(x, x), good, zero);
     *largest = V::max(x, *largest);
   };
@@ -145,17 +145,18 @@ static inline bool fill_columns(const float* const* logits, int n, float* column
   return V::first(V::eq(good, zero)) == kLanes;
 }
 
-// Fills the table with weights. Finds each row's scale of weights, and the first of its largest logits.
+// Turns the logits of a table into weights. Finds each row's scale of them, and the first of its largest
+// logits.
 template <class V>
-static inline void fill_weights(const float* columns, int n, V largest, float inverse_temperature,
-                                int32_t* table, double* scale, int32_t* argmax) {
+static inline void fill_weights(int n, V largest, float inverse_temperature, int32_t* table, double* scale,
+                                int32_t* argmax) {
   using I = typename V::Int;
   constexpr int kLanes = V::kLanes;
   IntegerSum<V> sum;
   I excluded = I::set(0);
   V first = V::set(0.0f);
   for (int k = n; k-- > 0;) {
-    const V x = V::load(columns + k * kLanes);
+    const V x = V::floats(I::load(table + k * kLanes));
     const V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
     const I w = I::truncate(V::select(V::eq(x, V::set(-__builtin_inff())), V::set(-1.0f), scaled));
     w.store(table + k * kLanes);
@@ -197,15 +198,14 @@ static inline void fill_frequencies(int n, const double* scale, const int32_t* a
 // distribution.
 template <class V>
 static inline bool draw_levels(const float* const* logits, int n, float inverse_temperature,
-                               const uint32_t* bits, float* columns, int32_t* table, int32_t* level,
-                               uint32_t* frequency) {
+                               const uint32_t* bits, int32_t* table, int32_t* level, uint32_t* frequency) {
   using I = typename V::Int;
   constexpr int kLanes = V::kLanes;
   V largest;
   double scale[kLanes];
   int32_t argmax[kLanes], below[kLanes], bounds[kLanes];
-  if (!fill_columns(logits, n, columns, &largest)) return false;
-  fill_weights(columns, n, largest, inverse_temperature, table, scale, argmax);
+  if (!fill_logits(logits, n, table, &largest)) return false;
+  fill_weights(n, largest, inverse_temperature, table, scale, argmax);
   fill_frequencies<V>(n, scale, argmax, table);
   // A level is drawn if the frequencies of those before it, but not its own, fit into the bits.
   for (int i = 0; i < kLanes; ++i) bounds[i] = static_cast<int32_t>(bits[i]);

@@ -19,10 +19,8 @@ LevelTable::LevelTable(const Kernels& kernels, int levels)
       block_sums_((levels + kFrequencyBlock - 1) / kFrequencyBlock) {
   weight_.resize(block_sums_.size() * kFrequencyBlock, -1);
   frequency_.resize(weight_.size());
-  if (levels <= kMostColumns) {
-    columns_.resize(static_cast<size_t>(levels) * kernels.lanes);
-    table_.resize(columns_.size());
-  }
+  if (levels <= kMostColumns)
+    table_.resize((static_cast<size_t>(levels) * kernels.lanes + kLine - 1) / kLine);
   order_.reserve(levels);  // so that runs do not allocate: a thread that threw would leave its team waiting
 }
 
@@ -73,7 +71,7 @@ Flaw LevelTable::draw_rows(const float* const* logits, int n, const Sampling& sa
   const bool all_levels = sampling.top_k == 0 && sampling.top_p >= 1.0;
   // Lanes may be levels or rows. Rows need no sums over lanes.
   if (all_levels && !table_.empty() && (3 * n >= kernels_.lanes || levels_ <= kernels_.lanes)) {
-    const LevelArgs args{logits, levels_,  sampling.inverse_temperature, u, columns_.data(), table_.data(),
+    const LevelArgs args{logits, levels_,  sampling.inverse_temperature, u, table_.data()->word,
                          level,  frequency};
     if (kernels_.levels(args, n)) return Flaw::none;
   }

@@ -34,8 +34,10 @@ class LevelTable {
   std::vector<int32_t> order_;
   std::vector<int32_t> frequency_;  // the bits of uint32_t
   std::vector<int64_t> block_sums_;
-  std::vector<float> columns_;  // of draw_rows, where rows are lanes, as is table_
-  std::vector<int32_t> table_;
+  struct alignas(kLine * sizeof(int32_t)) Line {  // of the cache
+    int32_t word[kLine];
+  };
+  std::vector<Line> table_;  // of draw_rows, where rows are lanes
 };
 
 }  // namespace pixelfast

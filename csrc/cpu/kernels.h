@@ -83,8 +83,7 @@ struct LevelArgs {
   int levels;
   float inverse_temperature;
   const uint32_t* bits;  // [rows]
-  float* columns;        // [levels][lanes]
-  int32_t* table;        // likewise
+  int32_t* table;        // [levels][lanes]
   int32_t* level;        // [rows], as frequency
   uint32_t* frequency;
 };

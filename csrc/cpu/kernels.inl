@@ -296,8 +296,7 @@ bool levels(const LevelArgs& a, int n) {
       const int r = row + (i < rows ? i : rows - 1);
       logits[i] = a.logits[r], bits[i] = a.bits[r], level[i] = a.level[r];
     }
-    if (!draw_levels<Lanes>(logits, a.levels, a.inverse_temperature, bits, a.columns, a.table, level,
-                            frequency))
+    if (!draw_levels<Lanes>(logits, a.levels, a.inverse_temperature, bits, a.table, level, frequency))
       return false;
     for (int i = 0; i < rows; ++i) a.level[row + i] = level[i], a.frequency[row + i] = frequency[i];
   }

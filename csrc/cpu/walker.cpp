@@ -92,13 +92,15 @@ Share Walker::share_of(const Launch& launch) const {
   return {0, rows, parts * rank_ / size, parts * (rank_ + 1) / size};
 }
 
-// Cuts the rows of a launch, images within positions, into blocks of nearly equal size.
+// Cuts the rows of a launch, images within positions, into blocks: of nearly equal size for products, and
+// full ones for heads, whose rows are lanes.
 bool Walker::run_launch(const Launch& launch, const std::atomic<bool>& stop) {
   const Share share = share_of(launch);
   int64_t left = share.end_row - share.first_row;
   if (left == 0 || share.first == share.end) return true;
   const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
-  const int size = std::min<int>(kBlockRows, static_cast<int>(((left + blocks - 1) / blocks + 5) / 6 * 6));
+  const int equal = static_cast<int>(((left + blocks - 1) / blocks + 5) / 6 * 6);
+  const int size = engine_.ops_[launch.op].vectors > 0 ? std::min(kBlockRows, equal) : kBlockRows;
   int64_t skip = share.first_row / images_;  // positions
   int image = static_cast<int>(share.first_row % images_);
   rows_ = n_segments_ = 0;
