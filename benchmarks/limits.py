@@ -128,7 +128,7 @@ def measure(case: Case, batches: Sequence[int], threads: int, repeats: int) -> d
         "orders": [orders(sampler, n, repeats) for n in batches if n in (1, 16)],
         "memory": [memory(sampler, n) for n in batches if n in (1, 16)],
     }
-    if _cpu.has_bf16():
+    if _cpu.bf16_kernels():
         row["bf16"] = [bf16(case, model, sampler, n, repeats) for n in batches if n in (1, 16)]
     return row
 

@@ -13,7 +13,7 @@ from . import __version__, _cpu, models, runtime
 from .runtime import no_cuda
 from .sampler import compile as compile_model
 
-_VARIABLES = ("PIXELFAST_ISA", "PIXELFAST_THREADS")
+_VARIABLES = ("PIXELFAST_ISA", "PIXELFAST_BF16", "PIXELFAST_THREADS")
 
 
 def run() -> None:
@@ -31,7 +31,7 @@ def run() -> None:
         "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": f"{_cpu.default_threads()} by default",
         "isa": f"{_cpu.default_isa()}, of {', '.join(isas)}",
-        "bf16": "yes" if _cpu.has_bf16() else "no: it needs AVX-512 with BF16",
+        "bf16": _cpu.bf16_kernels() or "no: it needs AVX-512 with BF16",
         "cuda": no_cuda() or ", ".join(device["name"] for device in runtime._cuda.devices()),
         "peak": f"{_cpu.peak(_cpu.default_isa(), 1, 0.1) / 1e9:.0f} G multiply-adds/s in one thread",
         "variables": ", ".join(variables) or "none",

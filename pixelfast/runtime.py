@@ -61,7 +61,7 @@ class Target:
             )
         if self.precision == "bf16" and self.backend != "cpu":
             raise ValueError(f"[compile] precision bf16 is of the cpu backend, got backend {self.backend!r}")
-        if self.precision == "bf16" and not _cpu.has_bf16(self.isa or ""):
+        if self.precision == "bf16" and not _cpu.bf16_kernels(self.isa or ""):
             raise ValueError(
                 f"[compile] precision bf16 needs AVX-512 with BF16, which {self.isa or 'this machine'} lacks; "
                 'use precision="fp32"'

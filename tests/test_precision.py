@@ -16,7 +16,9 @@ from pixelfast import _cpu, data
 from pixelfast.cli import main
 from pixelfast.models.base import MaskedConv2d
 
-needs_bf16 = pytest.mark.skipif(not _cpu.has_bf16(), reason="this machine has no AVX-512 with BF16")
+needs_bf16 = pytest.mark.skipif(not _cpu.bf16_kernels(), reason="this machine has no AVX-512 with BF16")
+KERNELS = sorted({_cpu.bf16_kernels(), "avx512bf16"}) if _cpu.bf16_kernels() else [""]
+on_all_kernels = pytest.mark.parametrize("kernels", KERNELS)  # that this machine has
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -35,8 +37,10 @@ def rounded(module):
 
 
 @needs_bf16
+@on_all_kernels
 @pytest.mark.parametrize("channels", [1, 3])  # of 3 colours, odd numbers of channels
-def test_products_are_of_rounded_numbers(channels):
+def test_products_are_of_rounded_numbers(channels, kernels, monkeypatch):
+    monkeypatch.setenv("PIXELFAST_BF16", kernels)
     sampler = pf.compile(model(channels=channels), shape=(channels, 6, 7), precision="bf16")
     images = torch.randint(0, 5, (4, channels, 6, 7), generator=torch.Generator().manual_seed(1))
     module = rounded(model(channels=channels))
@@ -50,7 +54,9 @@ def test_products_are_of_rounded_numbers(channels):
 
 
 @needs_bf16
-def test_same_bits_for_every_batch_order_and_crew():
+@on_all_kernels
+def test_same_bits_for_every_batch_order_and_crew(kernels, monkeypatch):
+    monkeypatch.setenv("PIXELFAST_BF16", kernels)
     shape = (3, 5, 6)
     compiled = {
         o: pf.compile(model(channels=3), shape=shape, order=o, precision="bf16")
@@ -69,6 +75,13 @@ def test_weights_take_half_the_memory():
     big = pf.models.PixelCNN(hidden=64, layers=3).eval()
     exact, half = (pf.compile(big, shape=(1, 4, 4), precision=p)._runtime for p in ("fp32", "bf16"))
     assert 0.5 < half.weights_nbytes / exact.weights_nbytes < 0.53
+
+
+@needs_bf16
+def test_kernels_that_are_not_there(monkeypatch):
+    monkeypatch.setenv("PIXELFAST_BF16", "sve")
+    with pytest.raises(ValueError, match="PIXELFAST_BF16 is 'sve', but this machine runs: avx512bf16"):
+        pf.compile(model(), shape=(1, 2, 2), precision="bf16")
 
 
 @needs_bf16

@@ -321,16 +321,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("constants", &constants, "The constants of the program format.");
   m.def("isas", &isas, "The instruction sets that this machine runs, the best last.");
   m.def(
-      "has_bf16",
-      [](const std::string& isa) {
-        try {
-          find_bf16_kernels(find_kernels(isa));
-          return true;
-        } catch (const std::invalid_argument&) {
-          return false;
-        }
+      "bf16_kernels",
+      [](const std::string& isa) -> std::string {
+        const Kernels& kernels = find_kernels(isa);
+        return has_bf16(kernels) ? find_bf16_kernels(kernels).name : "";
       },
-      py::arg("isa") = "", "Whether the bf16 mode runs on this machine.");
+      py::arg("isa") = "", "What the bf16 mode runs on, here: avx512bf16 or amx; empty if on nothing.");
   m.def("default_isa", [] { return find_kernels("").name; });
   m.def("default_threads", &default_threads);
   m.def("math", &math, py::arg("name"), py::arg("x"), py::arg("isa") = "");

@@ -1,5 +1,13 @@
 #include "cpu/dispatch.h"
 
+#ifdef PIXELFAST_X86
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -19,6 +27,22 @@ std::vector<const Kernels*> detect() {
 #endif
   return found;
 }
+
+#ifdef PIXELFAST_X86
+// Whether there are tiles, and the system lets this process have them, for which it must be asked.
+bool may_use_amx() {
+#ifdef __linux__
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // of register d
+  constexpr long kRequest = 0x1023, kTileData = 18;        // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & (kTiles | kBf16)) != (kTiles | kBf16))
+    return false;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 }  // namespace
 
@@ -42,9 +66,26 @@ const Kernels& find_kernels(const std::string& name) {
                               wanted + "', but this machine runs: " + names);
 }
 
+bool has_bf16(const Kernels& kernels) {
+#ifdef PIXELFAST_X86
+  return &kernels == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const Bf16Kernels& find_bf16_kernels(const Kernels& kernels) {
 #ifdef PIXELFAST_X86
-  if (&kernels == &kAvx512Kernels && __builtin_cpu_supports("avx512bf16")) return kAvx512Bf16Kernels;
+  if (has_bf16(kernels)) {
+    static const bool amx = may_use_amx();
+    const char* variable = std::getenv("PIXELFAST_BF16");
+    const std::string wanted = variable != nullptr && *variable != '\0' ? variable : "";
+    if (!wanted.empty() && wanted != kAvx512Bf16Kernels.name && !(amx && wanted == kAmxKernels.name)) {
+      throw std::invalid_argument("[precision] PIXELFAST_BF16 is '" + wanted + "', but this machine runs: " +
+                                  kAvx512Bf16Kernels.name + (amx ? ", amx" : ""));
+    }
+    return amx && wanted != kAvx512Bf16Kernels.name ? kAmxKernels : kAvx512Bf16Kernels;
+  }
 #endif
   const bool best = &kernels == usable_kernels().back();
   throw std::invalid_argument("[precision] bf16 needs AVX-512 with BF16, which " +

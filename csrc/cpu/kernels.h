@@ -13,11 +13,12 @@ constexpr int kNarrowRows = 4;  // rows that may be lanes, where outputs are so 
 constexpr int kLine = 16;       // floats to a cache line
 
 // The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
-// and weights are not floats but pairs of bf16, and channels come in pairs.
+// and weights are not floats but pairs of bf16, channels come in pairs, and all taps are one.
 struct ProductArgs {
   const float* const* inputs;   // [n_taps][kBlockRows]
   const int32_t* tap_channels;  // [n_taps]
   int n_taps;
+  int64_t input_stride;  // in the bf16 mode floats from a row to the next
   int rows;
   int vectors;
   const float* weights;   // [depth][weight_stride], of which vectors * lanes are used
@@ -29,6 +30,7 @@ struct ProductArgs {
   int64_t column;         // of the outputs
   int columns;            // that the outputs have room for
   int64_t vector_stride;  // floats from a vector of outputs to the next
+  int64_t row_stride;     // and from a row, or 0 where rows lie anywhere
 };
 
 // One instruction of an expression, made ready to run. Its value is a part of the product, or in a slot, or
@@ -109,14 +111,20 @@ struct Kernels {
 
 // What the bf16 mode has in place of Kernels::product.
 struct Bf16Kernels {
+  const char* name;
+  int deep;  // pairs of which the depth of a product is a multiple: it is filled up with zeros
   void (*product)(const ProductArgs&);
   // n floats to pairs, the last filled up with zero. Writes up to a multiple of eight pairs.
   void (*round)(const float* x, int n, float* pairs);
+  void (*leave)();  // after products, or null
 };
+
+void round_to_pairs(const float* x, int n, float* pairs);  // by AVX-512 with BF16
 
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;  // these are defined where PIXELFAST_X86 is
 extern const Kernels kAvx512Kernels;
 extern const Bf16Kernels kAvx512Bf16Kernels;
+extern const Bf16Kernels kAmxKernels;
 
 }  // namespace pixelfast

@@ -193,14 +193,16 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   for (size_t i = 0; i < ops_.size(); ++i) {
     const OpRecord& op = program_.ops[i];
     PackedOp& packed = ops_[i];
-    int64_t rounded = 0;
     for (const Tap& tap : op.taps) {
-      packed.tap_channels.push_back(bf16 != nullptr ? (tap.channels + 1) / 2 : tap.channels);
-      packed.depth += packed.tap_channels.back();
-      rounded += round_up(packed.tap_channels.back(), kPairs);
+      packed.tap_channels.push_back(tap.channels);
+      packed.depth += bf16 != nullptr ? (tap.channels + 1) / 2 : tap.channels;
       widest = std::max<int64_t>(widest, tap.channels);
     }
-    if (bf16 != nullptr) most_rounded_ = std::max(most_rounded_, rounded);
+    if (bf16 != nullptr && !op.taps.empty()) {  // as one tap
+      packed.depth = round_up(packed.depth, bf16->deep);
+      packed.tap_channels.assign(1, static_cast<int32_t>(packed.depth));
+      most_rounded_ = std::max(most_rounded_, packed.depth + kPairs);
+    }
     if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
     pack_expression(op, packed);
     if (op.op == Op::attend) {

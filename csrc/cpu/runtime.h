@@ -52,7 +52,7 @@ struct Task {
 
 // An op, made ready to run. Its product has a part for each of the offsets at which the expression reads it.
 struct PackedOp {
-  std::vector<int32_t> tap_channels;  // in the bf16 mode pairs of them
+  std::vector<int32_t> tap_channels;  // in the bf16 mode one tap, of pairs of them
   int64_t depth = 0;                  // the sum of those
   std::vector<int> parts;             // first product channels
   std::vector<Panel> panels;

@@ -25,6 +25,10 @@ Walker::Walker(const Engine& engine, const CpuRequest& request, Workspace& works
   if (request.profile != nullptr) profile_.ops.resize(program_.ops.size());
 }
 
+Walker::~Walker() {
+  if (engine_.bf16_ != nullptr && engine_.bf16_->leave != nullptr) engine_.bf16_->leave();
+}
+
 Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) {
   const uint64_t start = now();
   const bool alone = team_.size() == 1;
@@ -191,7 +195,7 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
     gather(tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, inputs);
     inputs += kBlockRows;
   }
-  if (engine_.bf16_ != nullptr) round_inputs(op, packed);
+  if (engine_.bf16_ != nullptr && !op.taps.empty()) round_inputs(op, packed);
   const float** leaves = work_.leaves.data();
   for (const Instruction& leaf : packed.leaves) {
     if (leaf.fn == Fn::vector) {
@@ -206,17 +210,18 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
   gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
 }
 
+// Lays the inputs of each row side by side.
 void Walker::round_inputs(const OpRecord& op, const PackedOp& packed) {
-  float* pairs = work_.rounded.get();
-  for (size_t t = 0; t < op.taps.size(); ++t) {
-    const int size = (packed.tap_channels[t] + 7) / 8 * 8;
-    const float** row = work_.inputs.data() + t * kBlockRows;
-    for (int r = 0; r < rows_; ++r, ++row) {
-      if (*row == engine_.zeros_.get()) continue;
-      engine_.bf16_->round(*row, op.taps[t].channels, pairs);
-      *row = pairs;
-      pairs += size;
+  const float** rows = work_.inputs.data();
+  for (int r = 0; r < rows_; ++r) {
+    float* const pairs = work_.rounded.get() + r * packed.depth;
+    float* end = pairs;
+    for (size_t t = 0; t < op.taps.size(); ++t) {
+      engine_.bf16_->round(rows[t * kBlockRows + r], op.taps[t].channels, end);
+      end += (op.taps[t].channels + 1) / 2;
     }
+    std::fill(end, pairs + packed.depth, 0.0f);
+    rows[r] = pairs;
   }
 }
 
@@ -257,10 +262,12 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   ProductArgs args;
   args.inputs = work_.inputs.data();
   args.tap_channels = packed.tap_channels.data();
-  args.n_taps = static_cast<int>(op.taps.size());
+  args.n_taps = static_cast<int>(packed.tap_channels.size());
+  args.input_stride = packed.depth;
   args.rows = rows_;
   const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
   args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
+  args.row_stride = packed.steps.empty() ? 0 : lanes;
   args.vector_stride = static_cast<int64_t>(packed.steps.empty() ? 1 : rows_) * lanes;
   for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
     const Panel& panel = packed.panels[p];

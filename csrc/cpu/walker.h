@@ -59,6 +59,9 @@ class Walker {
   // `arena` is the team's.
   Walker(const Engine& engine, const CpuRequest& request, Workspace& workspace, float* arena, Team& team,
          int rank, int images);
+  ~Walker();
+  Walker(const Walker&) = delete;
+  Walker& operator=(const Walker&) = delete;
 
   // Walks until the end, until `stop`, or until some thread of the team finds flawed logits; the first thread
   // adds `images` to `done` after each step.
