@@ -28,7 +28,7 @@ def schedule_in(plan: P.Plan, order: R.Order) -> S.Schedule:
     key = plan.structure, order.name, order.skew
     known = _SCHEDULES.get(key)
     lateness = known[0] if known else R.lateness(plan, order)
-    fused = passes.fuse(plan, lateness)
+    fused = passes.share(passes.fuse(plan, lateness))
     fused.verify()
     if known:
         return known[1](fused)

@@ -125,6 +125,8 @@ class ConditionOp:
 class ConvOp:
     """out[y, x] = code(bias + sum_t sum_i in[refs[i]][sy*y + dy_t, sx*x + dx_t] * weight[t, i]).
 
+    With `start`, the sums go on from those channels of a map, in place of the bias.
+
     A transposed convolution is one such op for each phase of its output: with `phase` (p_y, p_x, s_y, s_x), position
     (y, x) of the op is position (s_y*y + p_y, s_x*x + p_x) of the map, which several ops then write together.
     """
@@ -138,6 +140,7 @@ class ConvOp:
     phase: tuple[int, int, int, int] = WHOLE
     code: Code = ()
     where: str = "conv"
+    start: np.ndarray = field(default_factory=lambda: NO_REFS)  # (products,) or none
 
     @property
     def products(self) -> int:
@@ -328,6 +331,8 @@ class Plan:
         if isinstance(op, ConvOp):
             for t, m in self.live_taps(op):
                 found[Read(m, *op.offsets[t], op.stride)] = None
+            for m in np.unique(self.map_of(op.start)).tolist():
+                found[Read(m, 0, 0)] = None
         if isinstance(op, ConvOp | MapOp):
             for ins in op.code:
                 if ins.fn == "load":
@@ -382,6 +387,8 @@ class Plan:
                 assert op.refs.max(initial=ZERO) < total
                 assert op.bias is None or op.bias.shape == (op.products,)
                 assert op.code or op.products == width
+                assert not len(op.start) or (op.bias is None and len(op.start) == op.products)
+                assert not len(op.start) or stride_of(op.start) == 1
                 assert not op.code or op.phase == WHOLE
             for ins in getattr(op, "code", ()):
                 assert len(ins.refs) in (0, width)

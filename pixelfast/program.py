@@ -298,7 +298,8 @@ class _Assembler:
             buffer, channel = self.phase(follower)
         return [
             buffer, channel, channels, *op.stride, op.products,
-            self.data.add(weight), ZERO if op.bias is None else self.data.add(op.bias), len(taps), len(code),
+            self.data.add(weight), ZERO if op.bias is None else self.data.add(op.bias),
+            *(self.locate(int(op.start[0])) if len(op.start) else (ZERO, 0)), len(taps), len(code),
             *(word for tap in taps for word in tap), *(word for ins in code for word in ins),
         ]  # fmt: skip
 
@@ -318,7 +319,7 @@ class _Assembler:
 
     def map(self, op: MapOp, part: np.ndarray, buffer: int, channel: int) -> list[int]:
         code = [self.instruction(ins.select(part), len(part), self.plan.grid(op)) for ins in op.code]
-        head = [buffer, channel + int(part[0]), len(part), 1, 1, 0, 0, ZERO, 0, len(code)]
+        head = [buffer, channel + int(part[0]), len(part), 1, 1, 0, 0, ZERO, ZERO, 0, 0, len(code)]
         return head + [word for ins in code for word in ins]
 
     def runs(self, op: MapOp) -> list[np.ndarray]:

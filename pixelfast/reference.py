@@ -132,7 +132,10 @@ class _Image:
     def product(self, op: Record, y: int, x: int) -> np.ndarray:
         f = op.fields
         n = f["product_channels"]
-        acc = self.data[f["bias"] :][:n] if f["bias"] >= 0 else np.zeros(n, np.float32)
+        if f["start_buffer"] >= 0:
+            acc = self.read(f["start_buffer"], f["start_channel"], n, y, x)
+        else:
+            acc = self.data[f["bias"] :][:n] if f["bias"] >= 0 else np.zeros(n, np.float32)
         k = 0
         for buffer, channel, channels, dy, dx in op.taps:
             values = self.read(buffer, channel, channels, y * f["stride_y"] + dy, x * f["stride_x"] + dx)

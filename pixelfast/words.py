@@ -69,7 +69,7 @@ class Decoded:
 _FIELDS = {
     "input": ("colour", "out_buffer", "out_channel", "out_channels", "table"),
     "conv": ("out_buffer", "out_channel", "out_channels", "stride_y", "stride_x", "product_channels", "weight",
-             "bias", "n_taps", "n_instructions"),
+             "bias", "start_buffer", "start_channel", "n_taps", "n_instructions"),
     "attend": ("out_buffer", "out_channel", "heads", "key_channels", "value_channels", "query_buffer", "query_channel",
                "key_buffer", "key_channel", "value_buffer", "value_channel", "bias", "bias_heads", "n_runs"),
     "categorical": ("colour", "buffer", "channel"),

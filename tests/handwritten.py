@@ -62,18 +62,30 @@ class Tiny:
         table = self.rng.normal(size=(self.levels, channels))
         return self.op("input", colour, out, channel, channels, self.add_data(table))
 
-    def conv(self, out, taps, *, channel=0, channels=None, products=None, code=(), stride=(1, 1), bias=True):
+    def conv(
+        self,
+        out,
+        taps,
+        *,
+        channel=0,
+        channels=None,
+        products=None,
+        code=(),
+        stride=(1, 1),
+        bias=True,
+        start=(-1, 0),
+    ):
         channels = self.buffers[out][4] if channels is None else channels
         products = channels if products is None else products
         depth = sum(t[2] for t in taps)
         weight = self.add_data(self.rng.normal(size=(depth, products)) / np.sqrt(max(depth, 1)))
         offset = self.add_data(self.rng.normal(size=products)) if bias else -1
-        head = [out, channel, channels, *stride, products, weight, offset, len(taps), len(code)]
+        head = [out, channel, channels, *stride, products, weight, offset, *start, len(taps), len(code)]
         return self.op("conv", *head, *itertools.chain(*taps), *itertools.chain(*map(instruction, code)))
 
     def map(self, out, code, *, channel=0, channels=None):
         channels = self.buffers[out][4] if channels is None else channels
-        head = [out, channel, channels, 1, 1, 0, 0, -1, 0, len(code)]
+        head = [out, channel, channels, 1, 1, 0, 0, -1, -1, 0, 0, len(code)]
         return self.op("map", *head, *itertools.chain(*map(instruction, code)))
 
     def attend(self, out, query, key, value, *, heads, runs, bias_heads=0):
@@ -186,11 +198,13 @@ class BruteForce:
         return registers[-1]
 
     def product(self, w, y, x):
-        out, channel, channels, sy, sx, products, weight, bias, n_taps, n_code = w[:10]
-        taps = np.reshape(w[10 : 10 + 5 * n_taps], (-1, 5))
-        code = np.reshape(w[10 + 5 * n_taps :], (-1, 5)).tolist()
+        out, channel, channels, sy, sx, products, weight, bias, start, begin, n_taps, n_code = w[:12]
+        taps = np.reshape(w[12 : 12 + 5 * n_taps], (-1, 5))
+        code = np.reshape(w[12 + 5 * n_taps :], (-1, 5)).tolist()
         assert len(code) == n_code
         acc = self.t.data[bias : bias + products].copy() if bias >= 0 else np.zeros(products, np.float32)
+        if start >= 0:
+            acc = self.read(start, begin, products, y, x).copy()
         for buffer, c, n, dy, dx in taps.tolist():
             for value in self.read(buffer, c, n, y * sy + dy, x * sx + dx):
                 acc = numerics.fma(value, self.t.data[weight : weight + products], acc)
@@ -321,7 +335,10 @@ def everything(seed=0):
         ("sub", 15, 16), ("exp", 17), ("sqrt", 18), ("neg", 19), ("div", 20, 13), ("load", x, 1, -1, 0),
         ("relu", 22), ("add", 21, 23), ("store", 24, kept, 20), ("store", 3, kept, 1), ("add", 25, 26),
     ]  # fmt: skip
-    ops.append(t.conv(h, [(x, 3, 11, -1, -1), (x, 0, 20, 0, 1)], channels=17, products=34, code=code))
+    begun = t.buffer(39)
+    ops.append(t.conv(begun, [(x, 2, 15, -1, 0)]))
+    taps = [(x, 3, 11, -1, -1), (x, 0, 20, 0, 1)]
+    ops.append(t.conv(h, taps, channels=17, products=34, code=code, bias=False, start=(begun, 3)))
     ops.append(t.conv(coarse, [(h, 0, 53, 1, 0), (h, 5, 40, 0, 2)], stride=(2, 2)))
     ops.append(t.map(h, [("load", h, 17, 0, 0), ("scalar", 0.5), ("mul", 0, 1)], channel=17, channels=36))
     ops.append(

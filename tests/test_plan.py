@@ -53,6 +53,37 @@ def test_fusing_changes_no_bit(case_):
     assert plain.multiply_adds == case.sampler("raster", "reference").multiply_adds
 
 
+@every_network
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_sharing_changes_no_bit(case_, backend, monkeypatch):
+    monkeypatch.setattr(passes, "_LEAST_SHARED", 1)
+    case = get(case_)
+    order = case.order("wavefront")
+    plan = passes.share(fuse(case.plan, order))
+    plan.verify()
+    whole = case.sampler("wavefront", "reference")
+    parted = recompile(whole, S.schedule(plan, order), backend=backend)
+    a, b = (s.sample(2, seed=3, **case.labels(2)) for s in (whole, parted))
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.log_prob, b.log_prob)
+    assert parted.multiply_adds == whole.multiply_adds
+
+
+def test_colours_share_what_they_read_elsewhere():
+    """Four taps of 64 channels, for the products of all three colours; of one colour there is nothing to share."""
+    by_colours = {}
+    for colours in (1, 3):
+        torch.manual_seed(0)
+        model = pf.models.PixelCNN(channels=colours, hidden=64, layers=1, levels=4).eval()
+        sampler = pf.compile(model, shape=(colours, 4, 5), backend="reference")
+        by_colours[colours] = ops_of(sampler.schedule.plan, "layers.0")
+    assert [len(op.start) for op in by_colours[1]] == [0]
+    shared, *parts = by_colours[3]
+    assert shared.offsets == ((-1, -1), (-1, 0), (-1, 1), (0, -1))
+    assert shared.products == sum(len(op.start) for op in parts) == 64
+    assert all(op.offsets == ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))[: len(op.offsets)] for op in parts)
+
+
 @pytest.mark.parametrize("which", FIXED, ids=str)
 def test_splitting_keeps_the_logits_and_pruning_their_bits(which):
     case = fixed(which)

@@ -156,6 +156,14 @@ void read_product(Reader& in, Program& program, OpRecord& op, int64_t n_data) {
   op.product_channels = in.take("product_channels", conv ? 1 : 0, conv ? kMaxSide : 0);
   op.weight = in.take("weight");
   op.bias = in.take("bias");
+  op.start.buffer = in.take("start_buffer", -1, conv ? static_cast<int64_t>(program.buffers.size()) - 1 : -1);
+  op.start.channel = in.take("start_channel", 0, kMaxSide);
+  if (op.start.buffer >= 0) {
+    const int32_t limit = program.buffers[op.start.buffer].channels;
+    in.require(op.start.channel <= limit - op.product_channels,
+               "start channels from " + std::to_string(op.start.channel) + " on must lie in the buffer's " +
+                   std::to_string(limit));
+  }
   const int32_t n_taps = in.take("n_taps", 0, conv ? kMaxSide : 0);
   const int32_t n_instructions = in.take("n_instructions", conv ? 0 : 1, kMaxSide);
   for (int t = 0; t < n_taps; ++t) {

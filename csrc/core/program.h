@@ -7,7 +7,7 @@
 //   op        opcode, n_words (of the whole record), then
 //     input        colour, out_buffer, out_channel, out_channels, table     table: data[levels][out_channels]
 //     conv, map    out_buffer, out_channel, out_channels, stride_y, stride_x, product_channels, weight, bias,
-//                  n_taps, n_instructions, taps, instructions
+//                  start_buffer, start_channel, n_taps, n_instructions, taps, instructions
 //       tap          buffer, channel, channels, dy, dx
 //       instruction  fn, a, b, c, d     its result is register i, i its own index; registers a, b by arity
 //     attend       out_buffer, out_channel, heads, key_channels, value_channels, query_buffer, query_channel,
@@ -27,7 +27,7 @@
 // its output buffer (of the image, for heads).
 //
 // conv at output (y, x), product channel j, fp32, one chain of fused multiply-adds in this order:
-//   acc = bias[j]  (0 if bias < 0)
+//   acc = bias[j]  (0 if bias < 0), or start[y, x, start_channel + j] (if start_buffer >= 0)
 //   for each tap, in the order listed, for i in 0..channels-1, k counting on through all taps:
 //     acc = fma(in[stride_y*y + dy, stride_x*x + dx, channel + i], weight[k*product_channels + j], acc)
 // Taps outside the grid take part, with zeros. Without instructions the product is the output.
@@ -42,7 +42,7 @@
 //   Its buffers have one row; no two keys share a column, nor do values. The runs of a query do not overlap.
 //
 // Positions of one launch run in any order: none reads what another of them writes. At its own position an
-// op may load exactly the channels that it writes (in place); its taps may not read them.
+// op may load exactly the channels that it writes (in place); its taps and its start may not read them.
 //
 // A head at (y, x): where the pixel is given its level is scored, elsewhere it is drawn (distributions.h).
 // Images are int32 (N, colours, height, width), as are their float32 log-probabilities.
@@ -55,7 +55,7 @@
 namespace pixelfast {
 
 constexpr int32_t kMagic = 0x31465850;  // "PXF1"
-constexpr int32_t kVersion = 4;
+constexpr int32_t kVersion = 5;
 constexpr int32_t kStepMark = -1;
 constexpr int kBufferWords = 9;
 constexpr int kTapWords = 5;
@@ -116,7 +116,7 @@ struct Instruction {
   int32_t a, b, c, d;
 };
 
-// Of one op: where heads * channels lie.
+// The first of some channels: of attention, where heads * channels lie; of a product, what it begins with.
 struct Place {
   int32_t buffer, channel;
 };
@@ -135,6 +135,7 @@ struct OpRecord {
   int32_t buffer, channel, channels;  // that heads read and all others write
   int32_t table;                      // of input
   int32_t stride_y, stride_x, product_channels, weight, bias;
+  Place start;    // of products; no buffer: they begin with the bias
   int64_t depth;  // length of the sum: channels of all taps
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;

@@ -47,6 +47,9 @@ Uses uses_of(const Program& program, const OpRecord& op) {
     const bool own = op.stride_y == 1 && op.stride_x == 1 && t.dy == 0 && t.dx == 0;
     add(found.reads, t.buffer, t.channel, t.channels, own);
   }
+  if (op.op == Op::conv && op.start.buffer >= 0) {
+    add(found.reads, op.start.buffer, op.start.channel, op.product_channels, true);
+  }
   for (const Instruction& i : op.instructions) {
     if (i.fn == Fn::load) add(found.reads, i.a, i.b, op.channels, i.c == 0 && i.d == 0);
     if (i.fn == Fn::store) add(found.writes, i.b, i.c, op.channels, true);

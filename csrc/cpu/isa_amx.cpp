@@ -27,6 +27,19 @@ void configure(int rows, int more_rows) {
   _tile_loadconfig(&config);
 }
 
+// Begins the sums of some rows with one vector of outputs.
+template <class Load>
+void begin(const ProductArgs& p, int row, int rows, int vector, Load load) {
+  if (p.start == nullptr) return load(p.bias + vector * kSide, 0);
+  alignas(64) float sums[kSide * kSide];
+  const auto mask = static_cast<__mmask16>((1u << p.start_lanes[vector]) - 1);
+  for (int r = 0; r < rows; ++r) {
+    const float* const from = p.start[row + r] + p.start_column[vector];
+    _mm512_store_ps(sums + r * kSide, _mm512_maskz_loadu_ps(mask, from));
+  }
+  load(sums, 64);
+}
+
 // Keeps the sums of some rows with one vector of outputs.
 template <class Store>
 void keep(const ProductArgs& p, int row, int rows, int vector, Store store) {
@@ -46,11 +59,17 @@ void keep(const ProductArgs& p, int row, int rows, int vector, Store store) {
 template <bool kMoreRows, bool kTwoVectors>
 const float* product_tiles(const ProductArgs& p, int row, int rows, int more_rows, int vector,
                            const float* ahead) {
-  const float* const bias = p.bias + vector * kSide;
-  _tile_loadd(0, bias, 0);
-  if (kTwoVectors) _tile_loadd(1, bias + kSide, 0);
-  if (kMoreRows) _tile_loadd(2, bias, 0);
-  if (kMoreRows && kTwoVectors) _tile_loadd(3, bias + kSide, 0);
+  begin(p, row, rows, vector, [](const float* x, int64_t stride) { _tile_loadd(0, x, stride); });
+  if (kTwoVectors)
+    begin(p, row, rows, vector + 1, [](const float* x, int64_t stride) { _tile_loadd(1, x, stride); });
+  if (kMoreRows) {
+    begin(p, row + rows, more_rows, vector,
+          [](const float* x, int64_t stride) { _tile_loadd(2, x, stride); });
+    if (kTwoVectors) {
+      begin(p, row + rows, more_rows, vector + 1,
+            [](const float* x, int64_t stride) { _tile_loadd(3, x, stride); });
+    }
+  }
   const int64_t to_row = p.input_stride * 4, to_pair = p.weight_stride * 4;
   const float *x = p.inputs[row], *more = kMoreRows ? p.inputs[row + rows] : nullptr;
   const float* w = p.weights + vector * kSide;

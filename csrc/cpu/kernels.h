@@ -24,6 +24,10 @@ struct ProductArgs {
   const float* weights;   // [depth][weight_stride], of which vectors * lanes are used
   int64_t weight_stride;  // floats
   const float* bias;      // [vectors * lanes]
+  // What sums begin with, in place of the bias, if not null: rows, and where each vector is in them.
+  const float* const* start;
+  int64_t start_column[kVectors];
+  int start_lanes[kVectors];
   // What the caller will read next, up to an end: fetched meanwhile into the second level cache.
   const float *ahead, *ahead_end;
   float* const* outputs;  // [rows]

@@ -18,7 +18,16 @@ void product_columns(const ProductArgs& p, int row) {
 #pragma GCC unroll 3
   for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 4
-    for (int o = 0; o < kCount; ++o) acc[g][o] = Lanes::set(p.bias[o]);
+    for (int o = 0; o < kCount; ++o) {
+      acc[g][o] = Lanes::set(p.bias[o]);
+      if (p.start == nullptr || o >= p.start_lanes[0]) continue;
+      float column[Lanes::kLanes];
+      for (int r = 0; r < Lanes::kLanes; ++r) {
+        const int at = g * Lanes::kLanes + r;
+        column[r] = p.start[row + (at < rows ? at : rows - 1)][p.start_column[0] + o];
+      }
+      acc[g][o] = Lanes::load(column);
+    }
   }
   const float* w = p.weights;
   for (int t = 0; t < p.n_taps; ++t) {

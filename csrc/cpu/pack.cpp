@@ -210,7 +210,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       const int64_t keys = program_.buffers[op.attention.key.buffer].width;
       most_scores_ = std::max(most_scores_, op.attention.heads * (round_up(keys, 16) + 1));
     }
-    widest = std::max<int64_t>(widest, op.channels);
+    widest = std::max<int64_t>(widest, std::max(op.channels, op.product_channels));
     most_taps_ = std::max(most_taps_, op.taps.size());
     most_leaves_ = std::max(most_leaves_, packed.leaves.size());
     most_slots_ = std::max(most_slots_, packed.n_slots);

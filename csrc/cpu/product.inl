@@ -19,7 +19,10 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   for (int v = 0; v < kCount; ++v) {
     const Lanes bias = Lanes::load(p.bias + v * Lanes::kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) acc[r][v] = bias;
+    for (int r = 0; r < kRows; ++r) {
+      acc[r][v] =
+          p.start == nullptr ? bias : Lanes::load(p.start[row + r] + p.start_column[v], p.start_lanes[v]);
+    }
   }
   const float* w = p.weights;
   const int64_t stride = p.weight_stride;

@@ -196,6 +196,7 @@ void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
     inputs += kBlockRows;
   }
   if (engine_.bf16_ != nullptr && !op.taps.empty()) round_inputs(op, packed);
+  if (op.start.buffer >= 0) gather(op.start.buffer, op.start.channel, 1, 1, 0, 0, work_.starts.data());
   const float** leaves = work_.leaves.data();
   for (const Instruction& leaf : packed.leaves) {
     if (leaf.fn == Fn::vector) {
@@ -265,6 +266,7 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   args.n_taps = static_cast<int>(packed.tap_channels.size());
   args.input_stride = packed.depth;
   args.rows = rows_;
+  args.start = op.start.buffer >= 0 ? work_.starts.data() : nullptr;
   const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
   args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
   args.row_stride = packed.steps.empty() ? 0 : lanes;
@@ -278,6 +280,12 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
       const int64_t at = (static_cast<int64_t>(part) * task.vectors + from) * lanes;
       args.weights = engine_.packed_.get() + panel.weights + at;
       args.bias = engine_.packed_.get() + panel.bias + at;
+      for (int v = 0; v < args.vectors && args.start != nullptr; ++v) {
+        const int vector = from + v % (to - from);
+        args.start_column[v] = packed.parts[panel.first_part + part + v / (to - from)] + task.channel +
+                               static_cast<int64_t>(vector) * lanes;
+        args.start_lanes[v] = std::min(lanes, task.channels - vector * lanes);
+      }
       args.column = static_cast<int64_t>(panel.first_part + part) * (to - from) * args.vector_stride;
       if (packed.steps.empty()) {
         args.column = task.channel + from * lanes;

@@ -34,6 +34,7 @@ struct Workspace {
   AlignedFloats slots;
   AlignedFloats scores;                      // of attention: [heads][positions], and totals
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
+  std::vector<const float*> starts;          // [kBlockRows]
   std::vector<float*> product_rows, outputs;
   LevelTable table;
 };

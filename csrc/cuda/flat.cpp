@@ -32,6 +32,7 @@ Flat::Flat(const Program& program) : runs(program.runs) {
     f.op = static_cast<int32_t>(op.op), f.colour = op.colour, f.buffer = op.buffer, f.channel = op.channel;
     f.channels = op.channels, f.table = op.table, f.stride_y = op.stride_y, f.stride_x = op.stride_x;
     f.product_channels = op.product_channels, f.weight = op.weight, f.bias = op.bias;
+    f.start_buffer = op.op == Op::conv ? op.start.buffer : -1, f.start_channel = op.start.channel;
     f.first_tap = static_cast<int32_t>(taps.size()), f.n_taps = static_cast<int32_t>(op.taps.size());
     f.first_instruction = static_cast<int32_t>(instructions.size());
     f.n_instructions = static_cast<int32_t>(op.instructions.size());

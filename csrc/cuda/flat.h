@@ -19,7 +19,7 @@ struct FlatBuffer {
 struct FlatOp {
   int32_t op, colour, buffer, channel, channels, table;
   int32_t stride_y, stride_x, product_channels;
-  int32_t weight, bias;
+  int32_t weight, bias, start_buffer, start_channel;
   int32_t first_tap, n_taps, first_instruction, n_instructions;
   int32_t heads, key_channels, value_channels;
   int32_t query_buffer, query_channel, key_buffer, key_channel, value_buffer, value_channel;

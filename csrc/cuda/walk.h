@@ -237,7 +237,12 @@ class Walker {
   PIXELFAST_DEVICE void product(const FlatOp& op, const Row* row, int32_t j, float* value) const {
     const float bias = op.bias < 0 ? 0.0f : p_.data[op.bias + j];
     float acc[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) acc[r] = bias;
+    for (int r = 0; r < kTileRows; ++r) {
+      acc[r] = bias;
+      if (op.start_buffer < 0) continue;
+      const float* start = place(op.start_buffer, op.start_channel, row[r], row[r].y, row[r].x);
+      acc[r] = start == nullptr ? 0.0f : start[j];
+    }
     const float* weight = p_.data + op.weight + j;
     for (int t = 0; t < op.n_taps; ++t) {
       const Tap& tap = p_.taps[op.first_tap + t];
