@@ -19,6 +19,8 @@ from .receptive import seen_by
 
 ORDERS = ("auto", "raster", "wavefront")
 
+_IN_ROWS = 0.92  # of the estimate: a row, all of it at once, is read in the order in which it lies
+
 _ORDERS: Recent[R.Order] = Recent(32)
 _SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
 
@@ -65,7 +67,7 @@ def _cheapest(plan: P.Plan, skew: int) -> R.Order:
     dependence, width = R.Dependence(plan), plan.shape[2]
     skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
     raster = R.raster(plan.shape)
-    found, last = [(S.cost(dependence, raster), raster)], math.inf
+    found, last = [(_IN_ROWS * S.cost(dependence, raster), raster)], math.inf
     for order in (R.wavefront(plan.shape, s) for s in skews):
         cost = S.cost(dependence, order)
         found.append((cost, order))

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from . import _cpu
 from .causality import check_causal
 from .links import all_links, propagate
 from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan
 from .readiness import NEVER, Dependence, Order, exceeds, on_maps
 
-kFetch = 2.5  # multiply-adds that take as long as fetching a weight from the second or third level cache
-kLaunch = 8000  # multiply-adds that take as long as starting an op
+kLaunch = 6000  # multiply-adds that take as long as starting an op
 
 
 def _lazy_steps(ready: np.ndarray, due: np.ndarray) -> np.ndarray:
@@ -151,17 +151,28 @@ class Schedule:
 
 
 def cost(dependence: Dependence, order: Order) -> float:
-    """An estimate of one image's time at batch 1, in multiply-adds: for choosing between orders.
+    """An estimate of one image's time at batch 1 on this machine, in multiply-adds: for choosing between orders.
 
-    A product of few positions costs what fetching its weights costs, and every launch costs something. Attention
-    costs the same in every order.
+    A product of few positions costs what fetching its weights costs, which depends on how much was read since they were
+    last needed, and every launch costs something. Attention costs the same in every order.
     """
-    plan, total = dependence.plan, 0.0
-    for op, times in zip(plan.ops, _times(dependence, _steps(dependence, order)), strict=True):
-        _, positions = np.unique(times[times >= 0], return_counts=True)
+    plan = dependence.plan
+    found = [np.zeros((4, 0), np.int64)]  # of each launch: time, op, positions, weights
+    for i, (op, times) in enumerate(
+        zip(plan.ops, _times(dependence, _steps(dependence, order)), strict=True)
+    ):
+        when, positions = np.unique(times[times >= 0], return_counts=True)
         weights = _weights(plan, op) if isinstance(op, ConvOp) else 0
-        total += weights * np.maximum(positions, kFetch).sum() + kLaunch * len(positions)
-    return total
+        found.append(np.stack([when, np.full(len(when), i), positions, np.full(len(when), weights)]))
+    _, ops, positions, weights = (launches := np.concatenate(found, axis=1))[:, np.argsort(launches[0])]
+    read = np.cumsum(weights)
+    by_op = np.argsort(ops, kind="stable")
+    since = np.diff(read[by_op], prepend=0)  # since the last launch of the op, if it has one
+    since[np.diff(ops[by_op], prepend=-1) != 0] = read[-1]
+    near = np.zeros(len(ops), bool)
+    near[by_op] = 4 * since <= _cpu.second_level()
+    fetch = np.where(near, _cpu.near_fetch(), _cpu.near_fetch() if near.all() else _cpu.far_fetch())
+    return float((weights * np.maximum(positions, fetch)).sum()) + kLaunch * len(ops)
 
 
 def _weights(plan: Plan, op: ConvOp) -> int:

@@ -9,6 +9,7 @@
 #include "core/distributions.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
+#include "cpu/measure.h"
 #include "cpu/runtime.h"
 #include "cpu/threads.h"
 
@@ -235,75 +236,25 @@ py::tuple philox_words(uint64_t seed, uint64_t image, uint64_t counter) {
   return py::make_tuple(p.word[0], p.word[1], p.word[2], p.word[3]);
 }
 
-// Multiply-adds per second that `threads` threads reach from registers: the best of many short rounds each.
 double peak(const std::string& isa, int threads, double seconds) {
   const Kernels& kernels = find_kernels(isa);
   if (threads < 0 || threads > kMaxThreads)
     fail("[peak] threads must be in [0, " + std::to_string(kMaxThreads) + "]");
-  if (threads == 0) threads = default_threads();
-  using Clock = std::chrono::steady_clock;
-  std::vector<double> rates(threads);
-  std::atomic<bool> stop{false};
-  const auto body = [&](int index) {
-    alignas(64) float sink[2 + 16] = {0.5f, 0.25f};
-    const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-    for (auto start = Clock::now(); start < end && !stop.load();) {
-      const int64_t done = kernels.peak(20000, sink);
-      const auto now = Clock::now();
-      rates[index] = std::max(rates[index], done / std::chrono::duration<double>(now - start).count());
-      start = now;
-    }
-  };
-  const auto tick = [] {
+  const py::gil_scoped_release no_gil;
+  return measure_peak(kernels, threads == 0 ? default_threads() : threads, seconds, [] {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
-  {
-    const py::gil_scoped_release no_gil;
-    run_threads(threads, body, tick, stop);
-  }
-  double sum = 0;
-  for (const double rate : rates) sum += rate;
-  return sum;
+  });
 }
 
-// Bytes per second that a product of one row reads of `nbytes` of weights, again and again: the best of many
-// rounds.
 double bandwidth(int64_t nbytes, const std::string& isa, double seconds) {
-  constexpr int kDepth = 128;
   const Kernels& kernels = find_kernels(isa);
-  const int64_t width = kVectors * kernels.lanes, each = kDepth * width;
-  const int64_t panels = nbytes / static_cast<int64_t>(sizeof(float)) / each;
-  if (panels < 1 || nbytes > int64_t{1} << 32) {
-    fail("[bandwidth] nbytes must be in [" + std::to_string(each * sizeof(float)) + ", 2**32], got " +
+  if (nbytes < kLeastBandwidth || nbytes > int64_t{1} << 32) {
+    fail("[bandwidth] nbytes must be in [" + std::to_string(kLeastBandwidth) + ", 2**32], got " +
          std::to_string(nbytes));
   }
-  const AlignedFloats weights(panels * each), input(kDepth), output(width);
-  const float* inputs[kBlockRows] = {input.get()};
-  float* outputs[kBlockRows] = {output.get()};
-  const int32_t channels = kDepth;
-  ProductArgs args{};
-  args.inputs = inputs, args.tap_channels = &channels, args.n_taps = 1, args.rows = 1,
-  args.vectors = kVectors;
-  args.vector_stride = kernels.lanes, args.weight_stride = width, args.bias = output.get(),
-  args.outputs = outputs;
-  args.columns = static_cast<int>(width);
-  std::fill_n(weights.get(), panels * each, 0.5f);  // pages of their own
-  using Clock = std::chrono::steady_clock;
-  double best = 0;
   const py::gil_scoped_release no_gil;
-  const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  const int64_t rounds = std::max<int64_t>(1, (int64_t{4} << 20) / nbytes);
-  for (auto start = Clock::now(); start < end;) {
-    for (int64_t r = 0; r < rounds; ++r) {
-      for (int64_t p = 0; p < panels; ++p) args.weights = weights.get() + p * each, kernels.product(args);
-    }
-    const auto now = Clock::now();
-    const double bytes = static_cast<double>(rounds * panels * each) * sizeof(float);
-    best = std::max(best, bytes / std::chrono::duration<double>(now - start).count());
-    start = now;
-  }
-  return best;
+  return measure_bandwidth(kernels, nbytes, seconds);
 }
 
 std::vector<std::string> isas() {
@@ -337,6 +288,10 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("draw", &draw, py::arg("logits"), py::arg("u"), py::arg("isa") = "");
   m.def("philox", &philox_words, py::arg("seed"), py::arg("image"), py::arg("counter"));
   m.def("peak", &peak, py::arg("isa") = "", py::arg("threads") = 1, py::arg("seconds") = 0.2);
+  m.def("second_level", &second_level, "Bytes of the second level cache.");
+  m.def("near_fetch", [] { return kNearFetch; });
+  m.def("far_fetch", &far_fetch, py::call_guard<py::gil_scoped_release>(),
+        "Multiply-adds that take as long as fetching a weight from beyond the second level cache.");
   m.def("bandwidth", &bandwidth, py::arg("nbytes"), py::arg("isa") = "", py::arg("seconds") = 0.2);
   py::class_<CpuProgram>(m, "Program")
       .def(py::init<const py::object&, const py::object&, const std::optional<std::string>&,

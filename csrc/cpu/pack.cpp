@@ -151,16 +151,6 @@ int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) 
   return at - start;
 }
 
-// Multiply-adds at a position; of attention, at a mean one.
-double work_of(const Program& program, const OpRecord& op) {
-  if (op.op != Op::attend) return static_cast<double>(op.depth) * op.product_channels;
-  const Attention& a = op.attention;
-  int64_t keys = 0;
-  for (size_t i = 0; i < a.runs.size(); i += 2) keys += a.runs[i + 1] - a.runs[i];
-  const double each = static_cast<double>(a.heads) * (a.key_channels + a.value_channels);
-  return each * static_cast<double>(keys) / program.buffers[op.buffer].width;
-}
-
 }  // namespace
 
 AlignedFloats::AlignedFloats(int64_t n) : size_(n) {
@@ -229,12 +219,18 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   // An odd number of cache lines, so that the images' rows do not all fall into the same sets of the cache.
   arena_stride_ = round_up(program_.arena_floats, kAlign);
   if (arena_stride_ / kAlign % 2 == 0) arena_stride_ += kAlign;
-  int64_t positions = 0;
+  int64_t positions = 0, read = 0;
+  loads_.resize(ops_.size());
+  std::vector<int64_t> before(ops_.size());
   for (const Launch& launch : program_.launches) {
-    const OpRecord& op = program_.ops[launch.op];
     positions += launch.positions;
-    work_ += static_cast<double>(launch.positions) * work_of(program_, op);
+    read += ops_[launch.op].weights_nbytes;
+    Load& load = loads_[launch.op];
+    load.launches += 1, load.positions += launch.positions;
+    load.since_nbytes += read - before[launch.op];
+    before[launch.op] = read;
   }
+  for (Load& load : loads_) load.since_nbytes /= std::max<int64_t>(load.launches, 1);
   if (positions > 0) mean_positions_ = static_cast<double>(positions) / program_.launches.size();
 }
 

@@ -13,8 +13,6 @@
 namespace pixelfast {
 namespace {
 
-constexpr double kWaitWork = 4000;  // multiply-adds that take as long as waiting for another thread
-
 // What the threads of a run share.
 struct Shared {
   std::atomic<bool> stop{false};
@@ -26,46 +24,6 @@ struct Shared {
 };
 
 }  // namespace
-
-// As many images as fill a block of rows, so that weights are read once for many, but no more than the cache
-// holds, or than there are weights to be read; and the same number for each team.
-int Engine::choose_chunk(int64_t n, int teams) const {
-  const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
-  const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
-  int64_t bytes = std::max(kArenaBytes, weights_nbytes());
-  if (attends_) {  // a step reads all of the arena: that and the weights stay in the cache, or little does
-    const int64_t left = (kCacheBytes - weights_nbytes()) / teams;
-    bytes = left >= arena_bytes ? left : 4 * weights_nbytes();
-  }
-  const int64_t at_once = std::min(filling, std::max<int64_t>(1, bytes / arena_bytes)) * teams;
-  const int64_t nearest = (2 * n + at_once) / (2 * at_once), enough = (n + at_once - 1) / at_once;
-  const int64_t rounds = std::max<int64_t>(1, attends_ ? enough : nearest);
-  return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
-}
-
-// Threads on images of their own need not wait for each other. Those on the same images must, after nearly
-// every launch, and that pays where launches are long.
-Crew Engine::choose_crew(const CpuRequest& r) const {
-  const int threads = r.threads > 0 ? r.threads : default_threads();
-  if (threads > 1) std::call_once(waits_found_, [&] { waits_ = find_waits(program_); });
-  Crew best{};
-  double least = 0;
-  for (int size = 1; size <= threads; ++size) {
-    if (r.team > 0 && size != std::min(r.team, threads)) continue;
-    Crew crew{static_cast<int>(std::min<int64_t>(threads / size, r.n)), size, 0};
-    crew.chunk =
-        static_cast<int>(std::min<int64_t>(r.n, r.chunk > 0 ? r.chunk : choose_chunk(r.n, crew.teams)));
-    const int64_t chunks = (r.n + crew.chunk - 1) / crew.chunk;
-    crew.teams = static_cast<int>(std::min<int64_t>(crew.teams, chunks));
-    const int64_t rounds = (chunks + crew.teams - 1) / crew.teams;
-    const bool rows = mean_positions_ * crew.chunk >= kSharedRows * size;
-    const int64_t count = size == 1 ? 0 : rows ? waits_.n_by_rows : waits_.n_any;
-    const double work = work_ * crew.chunk / size + static_cast<double>(count) * size * kWaitWork;
-    const double cost = static_cast<double>(rounds) * work;
-    if (best.size == 0 || cost < least) best = crew, least = cost;
-  }
-  return best;
-}
 
 std::unique_ptr<Workspace> Engine::borrow() const {
   {

@@ -74,6 +74,11 @@ struct Places {
   std::vector<int64_t> rows, columns;
 };
 
+// The launches of an op, positions in all of them, and the mean bytes of weights read from one to the next.
+struct Load {
+  int64_t launches = 0, positions = 0, since_nbytes = 0;
+};
+
 struct Workspace;
 
 // How threads share a run: `teams` of them walk chunks of images, `size` threads each.
@@ -107,8 +112,13 @@ class Engine {
 
   void keep_data(const float* data);
   void pack(size_t op, const float* data);
+  // In crew.cpp.
   Crew choose_crew(const CpuRequest& request) const;
   int choose_chunk(int64_t n, int teams) const;
+  int parts_of(int32_t op) const;  // shares that its output channels may be cut into
+  bool shares_rows(int32_t op, int64_t rows, int size) const;
+  // An estimate of a thread's time for a launch, in multiply-adds; `sharing`: threads that share the weights.
+  double cost(int32_t op, double rows, double parts, int sharing) const;
   std::unique_ptr<Workspace> borrow() const;
   void give_back(std::unique_ptr<Workspace> workspace) const;
 
@@ -122,7 +132,7 @@ class Engine {
   AlignedFloats zeros_;  // what taps outside the grid read
   int64_t arena_stride_ = 0;
   double mean_positions_ = 1;  // per launch
-  double work_ = 0;            // multiply-adds of an image
+  std::vector<Load> loads_;    // of each op
   bool attends_ = false;
   size_t most_taps_ = 0, most_leaves_ = 0;
   int64_t most_rounded_ = 0;  // floats that a row of an op's inputs take as pairs of bf16

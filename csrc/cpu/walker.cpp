@@ -76,23 +76,14 @@ bool Walker::wait(bool stop) {
 }
 
 bool Walker::by_rows(const Launch& launch) const {
-  return launch.positions * images_ >= kSharedRows * team_.size();
+  return engine_.shares_rows(launch.op, launch.positions * images_, team_.size());
 }
 
-// Where there are few rows, either they or the output channels are shared, whichever leaves the slowest
-// thread less to do. A product of few rows takes as long as one of kSharedRows: it waits for its weights.
 Share Walker::share_of(const Launch& launch) const {
   const int64_t rows = launch.positions * images_;
-  const OpRecord& op = program_.ops[launch.op];
-  const int parts = op.op == Op::attend ? op.attention.heads : std::max(engine_.ops_[launch.op].vectors, 1);
-  const int size = team_.size();
+  const int parts = engine_.parts_of(launch.op), size = team_.size();
   if (size == 1) return {0, rows, 0, parts};
-  const auto cost = [&](int64_t some_rows, int64_t some_parts) {
-    return std::max(some_rows, kSharedRows) * some_parts;
-  };
-  if (by_rows(launch) || cost((rows + size - 1) / size, parts) < cost(rows, (parts + size - 1) / size)) {
-    return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
-  }
+  if (by_rows(launch)) return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
   return {0, rows, parts * rank_ / size, parts * (rank_ + 1) / size};
 }
 

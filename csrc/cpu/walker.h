@@ -46,9 +46,6 @@ struct Failure {
   int32_t y = 0, x = 0, colour = 0;
 };
 
-// Rows of a launch are shared where there are as many for each thread of a team; else, perhaps, its outputs.
-constexpr int64_t kSharedRows = 2;
-
 // A thread's share of a launch: rows, and parts of the output channels: vectors, or heads of attention.
 struct Share {
   int64_t first_row, end_row;
