@@ -90,7 +90,7 @@ class Cascade(Sampler):
             images = drawn.images
         assert images is not None
         assert log_prob is not None
-        return Sample(images, log_prob if per_pixel else torch.from_numpy(total(log_prob.numpy())))
+        return Sample(images, log_prob if per_pixel else total(log_prob))
 
     def log_prob(
         self,
@@ -115,7 +115,7 @@ class Cascade(Sampler):
             found = _joined(scored, found)
             small = image
         assert found is not None
-        return found if per_pixel else torch.from_numpy(total(found.numpy()))
+        return found if per_pixel else total(found)
 
     def verify(
         self, *, conditions: Mapping[str, Any] | None = None, seed: int = 0, tolerance: float = 1e-3

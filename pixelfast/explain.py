@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ._table import aligned
 from .orders import Limit, limit
@@ -30,10 +32,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Crew:
+    """A way to share a batch on a GPU: `teams` of `blocks` blocks, each with `chunk` images at a time, which wait at a
+    barrier of the `block`, of a `cluster` or in `memory`. `cycles`: an estimate; the least is chosen."""
+
+    teams: int
+    blocks: int
+    chunk: int
+    barrier: str
+    cycles: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Explanation:
     """`print` it. Multiply-adds and elements are per image; buffers are per image at work.
 
-    limit: the least skew of a wavefront, and which pixel's dependence allows no smaller one.
+    limit: the least skew of a wavefront, and which pixel's dependence allows no smaller one. crews: on a GPU, how a
+    batch of `images` may be shared.
     """
 
     shape: tuple[int, int, int]
@@ -47,6 +63,13 @@ class Explanation:
     launches: int
     buffer_nbytes: int
     weights_nbytes: int
+    images: int = 0
+    crews: tuple[Crew, ...] = ()
+
+    @property
+    def crew(self) -> Crew | None:
+        """The one that is chosen; None where there is no GPU to share."""
+        return min(self.crews, key=lambda c: c.cycles, default=None)
 
     @property
     def why(self) -> str:
@@ -101,11 +124,26 @@ class Explanation:
         text = aligned(lines, left=2)
         rule = "-" * max(map(len, text))
         head = [title, self.why] if self.why else [title]
-        return "\n".join([*head, "", text[0], rule, *text[1:-1], rule, text[-1]])
+        return "\n".join([*head, "", text[0], rule, *text[1:-1], rule, text[-1], *self._shares()])
+
+    def _shares(self) -> list[str]:
+        """The table of crews."""
+        if not self.crews:
+            return []
+        lines: list[tuple[str, ...]] = [
+            ("teams", "blocks", "images each", "barrier", "cycles, estimated", "bytes", "")
+        ]
+        for c in self.crews:
+            numbers = (c.teams, c.blocks, c.chunk, c.barrier, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
+            lines.append((*map(str, numbers), "<- chosen" if c is self.crew else ""))
+        return ["", f"{self.images} images shared", *aligned(lines, left=0)]
 
 
-def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
-    """Summarise a schedule. `buffer_nbytes` is what the program allocates per image, rings sharing memory."""
+def explain(
+    schedule: Schedule, buffer_nbytes: int, images: int = 0, crews: Sequence[Mapping[str, Any]] = ()
+) -> Explanation:
+    """Summarise a schedule. `buffer_nbytes` is what the program allocates per image, rings sharing memory; `crews`: of
+    a device, for so many images."""
     plan = schedule.plan
     launches = [0] * len(plan.ops)
     for _, i, _ in schedule.launches():
@@ -155,4 +193,6 @@ def explain(schedule: Schedule, buffer_nbytes: int) -> Explanation:
         launches=sum(launches),
         buffer_nbytes=buffer_nbytes,
         weights_nbytes=sum(r.weights_nbytes for r in rows),
+        images=images,
+        crews=tuple(Crew(**crew) for crew in crews),
     )

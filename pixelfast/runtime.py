@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+import torch
 
 from . import _cpu, _emulated
 from .program import Program
@@ -19,6 +22,7 @@ except ImportError:  # built without an nvcc
 
 BACKENDS = ("cpu", "cuda", "emulated", "reference")
 PRECISIONS = ("fp32", "bf16")
+_BACKEND = re.compile(r"cpu|reference|(cuda|emulated)(:[0-9]{1,3})?")
 
 
 class Runtime(Protocol):
@@ -34,8 +38,8 @@ class Runtime(Protocol):
 class Target:
     """Where a program runs, and how exactly.
 
-    - `backend`: "cpu", "cuda", or for checking "reference" (plain Python) and "emulated" (the code of "cuda" on an
-        emulation of a GPU).
+    - `backend`: "cpu", "cuda" or "cuda:1" for the second GPU, or for checking "reference" (plain Python) and "emulated"
+        (the code of "cuda" on an emulation of a GPU).
     - `isa`: the instruction set of the cpu backend; the best that there is, or PIXELFAST_ISA, by default.
     - `precision`: "fp32", or "bf16".
 
@@ -47,10 +51,16 @@ class Target:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.backend not in BACKENDS:
-            raise ValueError(f"[compile] backend must be one of {', '.join(BACKENDS)}, got {self.backend!r}")
-        if self.backend == "cuda" and (missing := no_cuda()):
+        if self.kind not in BACKENDS or not _BACKEND.fullmatch(self.backend):
+            raise ValueError(
+                f"[compile] backend must be one of {', '.join(BACKENDS)}, or such as cuda:1, got {self.backend!r}"
+            )
+        if self.kind == "cuda" and (missing := no_cuda()):
             raise ValueError(f'[compile] backend cuda cannot be had: {missing}; use backend="cpu"')
+        if self.on_device and self.index >= (count := len(_devices(self.kind).devices())):
+            raise ValueError(
+                f"[compile] backend {self.backend}: there are {count} devices, from {self.kind}:0 on"
+            )
         if self.isa is not None and self.isa not in _cpu.isas():
             raise ValueError(
                 f"[compile] isa must be one of {', '.join(_cpu.isas())} on this machine, got {self.isa!r}"
@@ -67,15 +77,37 @@ class Target:
                 'use precision="fp32"'
             )
 
+    @property
+    def kind(self) -> str:
+        """The backend without the number of a device."""
+        return self.backend.partition(":")[0]
+
+    @property
+    def index(self) -> int:
+        """Which device, from 0."""
+        return int(self.backend.partition(":")[2] or 0)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether memory is that of a device."""
+        return self.kind in ("cuda", "emulated")
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors are that go in and come out."""
+        return torch.device("cuda", self.index) if self.kind == "cuda" else torch.device("cpu")
+
     def load(self, program: Program) -> Runtime:
         """Make a program ready to run."""
-        if self.backend == "reference":
+        if self.kind == "reference":
             return Reference(program)
-        if self.backend == "emulated":
-            return _emulated.Program(program.words, program.data)
-        if self.backend == "cuda":
-            return _cuda.Program(program.words, program.data)
+        if self.on_device:
+            return _devices(self.kind).Program(program.words, program.data, self.index)
         return _cpu.Program(program.words, program.data, self.isa, self.precision)
+
+
+def _devices(kind: str) -> Any:
+    return _cuda if kind == "cuda" else _emulated
 
 
 def no_cuda() -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -202,9 +202,12 @@ class Sampler:
         """Multiply-adds of one image: those of one forward pass over live taps."""
         return self.schedule.multiply_adds
 
-    def explain(self) -> Explanation:
-        """What a sampling run does, op by op: order, steps, multiply-adds, bytes. `print` it."""
-        return explain(self.schedule, 4 * self.program.arena_floats)
+    def explain(self, n: int = 64) -> Explanation:
+        """What a sampling run does, op by op: order, steps, multiply-adds, bytes; on a GPU also how a batch of n images
+        may be shared, and what is chosen. `print` it."""
+        n, runtime = integer("n", n, 1, where="explain"), cast(Any, self._runtime)
+        crews = runtime.estimates(n=n) if self.target.on_device else []
+        return explain(self.schedule, 4 * self.program.arena_floats, n, crews)
 
     def sample(
         self,
@@ -266,7 +269,7 @@ class Sampler:
             levels = self._levels("sample", given)
             mask = np.ascontiguousarray(broadcast("known", known, images.shape), np.uint8)
             images[:] = np.where(mask, broadcast("given", levels, images.shape), 0)
-        log_prob = self._run(
+        drawn, log_prob = self._run(
             "sample",
             self.program,
             self._runtime,
@@ -282,7 +285,8 @@ class Sampler:
             profiles=_profiles,
             **parallel,
         )
-        return Sample(self._as_images(images), torch.from_numpy(log_prob if per_pixel else total(log_prob)))
+        kept = torch.uint8 if self.levels <= 256 else torch.int64
+        return Sample(drawn.to(kept), log_prob if per_pixel else total(log_prob))
 
     def profile(self, n: int, *, quiet: bool = False, **options: Any) -> Profile:
         """Measure where the time of `sample(n, **options)` goes, print it as a table unless `quiet`, and return it.
@@ -331,7 +335,7 @@ class Sampler:
         parallel = self._parallel("log_prob", threads, chunk, team)
         self._check_memory("log_prob", n, program, runtime, parallel)
         values = self._condition_values("log_prob", program, n, labels, conditions)
-        log_prob = self._run(
+        _, log_prob = self._run(
             "log_prob",
             program,
             runtime,
@@ -341,7 +345,7 @@ class Sampler:
             given=True,
             **parallel,
         )
-        return torch.from_numpy(log_prob if per_pixel else total(log_prob))
+        return log_prob if per_pixel else total(log_prob)
 
     def verify(
         self, *, conditions: Mapping[str, Any] | None = None, seed: int = 0, tolerance: float = 1e-3
@@ -360,8 +364,8 @@ class Sampler:
             conditions = of_two_images(examples, self._classes)
         n = BATCH
         given = gather("verify", n, conditions, self._conditioner, self._classes)
-        images = self.sample(n, conditions=given, seed=seed).images.long()
-        found = self.log_prob(images, conditions=given, per_pixel=True).double()
+        images = self.sample(n, conditions=given, seed=seed).images.long().cpu()
+        found = self.log_prob(images, conditions=given, per_pixel=True).double().cpu()
         params = run(self._captured, images, given)
         logits = self._head.logits(params, images).double()
         wanted = logits.log_softmax(1).gather(1, images.unsqueeze(1)).squeeze(1)
@@ -378,29 +382,30 @@ class Sampler:
     # --- checks and conversions ---
 
     def _run(self, where: str, program: Program, runtime: Any, images: np.ndarray, values: np.ndarray | None, *,
-             progress: bool, profiles: list[Any] | None = None, **arguments: Any) -> np.ndarray:  # fmt: skip
-        log_prob = np.zeros(images.shape, np.float32)
+             progress: bool, profiles: list[Any] | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Levels (int32) and log-probabilities (float32), each (n, C, H, W), on the device of the target."""
+        device = self.target.device
+        levels, log_prob = torch.from_numpy(images).to(device), torch.zeros(images.shape, device=device)
         if not len(images):
-            return log_prob
+            return levels, log_prob
         if profiles is not None:
             arguments["profiled"] = True
+        start = runtime.run
+        if self.target.on_device:
+            start, arguments = runtime.run_there, _addresses(levels, log_prob, values, arguments)
+        else:
+            arguments |= {"images": images, "log_prob": log_prob.numpy(), "conditions": values}
         if progress and self.target.backend != "reference":
             unit = {"total": float(len(images)), "unit": "image", "desc": where}
             bar_format = "{l_bar}{bar}| {n:.0f}/{total:.0f} [{elapsed}<{remaining}, {rate_fmt}]"
             with tqdm(**unit, bar_format=bar_format) as bar:
-                found = runtime.run(
-                    images=images,
-                    log_prob=log_prob,
-                    conditions=values,
-                    progress=lambda done: bar.update(done * len(images) - bar.n),
-                    **arguments,
-                )
+                found = start(progress=lambda done: bar.update(done * len(images) - bar.n), **arguments)
                 bar.update(len(images) - bar.n)
         else:
-            found = runtime.run(images=images, log_prob=log_prob, conditions=values, **arguments)
+            found = start(**arguments)
         if profiles is not None:
             profiles.append(found)
-        return log_prob
+        return levels, log_prob
 
     def _parallel(
         self, where: str, threads: int | None, chunk: int | None, team: int | None
@@ -410,10 +415,7 @@ class Sampler:
             "chunk": integer("chunk", chunk or 0, 0, where=where),
             "team": integer("team", team or 0, 0, C["kMaxThreads"], where=where),
         }
-        return {key: value for key, value in found.items() if key in _PARALLEL[self.target.backend]}
-
-    def _as_images(self, images: np.ndarray) -> Tensor:
-        return torch.from_numpy(images.astype(np.uint8 if self.levels <= 256 else np.int64))
+        return {key: value for key, value in found.items() if key in _PARALLEL[self.target.kind]}
 
     def _levels(self, where: str, images: Any) -> np.ndarray:
         """Images as an integer array, in range."""
@@ -488,7 +490,28 @@ def broadcast(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"[sample] {name} must broadcast to {shape}, got {array.shape}") from None
 
 
-def total(log_prob: np.ndarray) -> np.ndarray:
+def total(log_prob: Tensor) -> Tensor:
     """Sum over sub-pixels in one fixed order, in float64."""
-    flat = log_prob.reshape(len(log_prob), math.prod(log_prob.shape[1:])).astype(np.float64)
-    return np.add.accumulate(flat, axis=1)[:, -1].astype(np.float32)
+    flat = log_prob.reshape(len(log_prob), math.prod(log_prob.shape[1:])).cpu().numpy().astype(np.float64)
+    return torch.from_numpy(np.add.accumulate(flat, axis=1)[:, -1].astype(np.float32)).to(log_prob.device)
+
+
+def _addresses(
+    levels: Tensor, log_prob: Tensor, values: np.ndarray | None, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a runtime on a device is told: where tensors are, on the current stream. They live as long as the dict."""
+    device, arguments = levels.device, dict(arguments)
+    given = arguments.pop("given", None)
+    sent = {
+        "given": torch.from_numpy(given).to(device) if isinstance(given, np.ndarray) else None,
+        "conditions": None if values is None else torch.from_numpy(values).to(device),
+    }
+    tensors = {"images": levels, "log_prob": log_prob, **sent}
+    return {
+        "tensors": tuple(tensors.values()),
+        **{name: 0 if t is None else t.data_ptr() for name, t in tensors.items()},
+        "all_given": given is True,
+        "n": len(levels),
+        "stream": torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else -1,
+        **arguments,
+    }

@@ -24,6 +24,7 @@ def test_a_kernel_without_faults_runs():
         ("unwritten", "a read of shared memory that was not written, by thread 0 of block 0"),
         ("past the end", "an access past the end of shared memory, by thread 63"),
         ("barrier", "thread 0 of block 0 waits at a barrier of its block that not all threads reach"),
+        ("cluster barrier", "waits at a barrier of its cluster that not all threads reach"),
         ("mixed barriers", "waits at a barrier of its block that not all threads reach"),
         (
             "two writers",
@@ -51,7 +52,7 @@ def test_faults_are_found(fault, message):
 def test_same_bits_as_the_cpu_for_every_team_and_chunk(levels, options):
     t = chain((1, 3, 4), levels, 9)
     want = run(t.load(), t, 5, seed=1, **options)
-    for team, chunk in ((1, 1), (1, 5), (2, 2), (2, 5), (9, 3)):
+    for team, chunk in ((1, 1), (1, 5), (2, 2), (2, 5), (3, 2), (9, 3)):
         got = run(t.load("emulated"), t, 5, seed=1, team=team, chunk=chunk, **options)
         assert (got[0] == want[0]).all(), (team, chunk)
         assert (got[1] == want[1]).all(), (team, chunk)
@@ -115,7 +116,7 @@ def test_progress_and_what_it_throws():
 
 def test_bad_arguments_are_refused():
     t = chain((1, 3, 3), 4, 5)
-    with pytest.raises(ValueError, match=r"device must be in \[0, 1\), got 3"):
+    with pytest.raises(ValueError, match=r"device must be in \[0, 2\), got 3"):
         _emulated.Program(t.words(), t.data, 3)
     program = t.load("emulated")
     with pytest.raises(ValueError, match="chunk must not be negative, got -1"):
@@ -150,3 +151,90 @@ def test_samplers_take_the_backend(head):
     assert torch.equal(got.images, want.images)
     assert torch.equal(got.log_prob, want.log_prob)
     assert torch.equal(sampler.log_prob(got.images), got.log_prob)
+
+
+# --- memory, devices, how a batch is shared ---------------------------------------------------------------
+
+
+@pytest.fixture
+def free_nbytes():
+    """Sets what the device has free, for a test."""
+    yield _emulated.set_free_nbytes
+    _emulated.set_free_nbytes(1 << 32)
+
+
+def test_batches_fit_into_the_memory_that_is_free(free_nbytes):
+    torch.manual_seed(0)
+    model = models.PixelCNN(levels=4, hidden=20, layers=2).eval()
+    sampler = pf.compile(model, shape=(1, 6, 7), backend="emulated")
+    want = sampler.sample(9, seed=1, first_index=4)
+    whole = sampler.explain(9).crew
+    assert whole is not None
+    for room in (whole.nbytes * 10 // 9 + 100, whole.nbytes * 2 // 3, whole.nbytes // 2):
+        free_nbytes(room)
+        got = sampler.sample(9, seed=1, first_index=4)
+        assert torch.equal(got.images, want.images)
+        assert torch.equal(got.log_prob, want.log_prob)
+    free_nbytes(1000)
+    with pytest.raises(
+        ValueError, match=r"an image needs \d+ bytes of an emulation .*, which has \d+ to spare"
+    ):
+        sampler.sample(9)
+
+
+def test_batches_of_the_host_are_copied_in_parts(free_nbytes):
+    t = chain((1, 3, 4), 5, 9)
+    program = t.load("emulated")
+    want = run(program, t, 40, seed=1)
+    seen = []
+    free_nbytes(7000)
+    got = run(program, t, 40, seed=1, progress=seen.append, chunk=1, team=1)
+    assert (got[0] == want[0]).all()
+    assert (got[1] == want[1]).all()
+    assert seen == sorted(seen)
+    assert len(seen) > 1
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_devices_by_number():
+    model = models.PixelCNN(levels=2, hidden=8, layers=1).eval()
+    first, second = (pf.compile(model, shape=(1, 3, 3), backend=f"emulated:{i}") for i in range(2))
+    assert torch.equal(first.sample(3).images, second.sample(3).images)
+    with pytest.raises(ValueError, match="backend emulated:2: there are 2 devices, from emulated:0 on"):
+        pf.compile(model, shape=(1, 3, 3), backend="emulated:2")
+    for wrong in ("cpu:1", "emulated:", "emulated:x", "gpu"):
+        with pytest.raises(
+            ValueError, match="backend must be one of cpu, cuda, emulated, reference, or such as cuda:1"
+        ):
+            pf.compile(model, shape=(1, 3, 3), backend=wrong)
+
+
+def test_explains_how_a_batch_is_shared():
+    sampler = pf.compile(
+        models.PixelCNN(levels=2, hidden=8, layers=1).eval(), shape=(1, 3, 3), backend="emulated"
+    )
+    found = sampler.explain(5)
+    assert [(c.teams, c.blocks, c.barrier) for c in found.crews] == [(3, 1, "block"), (1, 2, "cluster")]
+    assert found.crew == min(found.crews, key=lambda c: c.cycles)
+    assert str(found).count("<- chosen") == 1
+    assert "5 images shared" in str(found)
+    with pytest.raises(ValueError, match=r"\[explain\] n must be at least 1, got 0"):
+        sampler.explain(0)
+    plain = pf.compile(models.PixelCNN(levels=2, hidden=8, layers=1).eval(), shape=(1, 3, 3)).explain()
+    assert plain.crews == ()
+    assert plain.crew is None
+    assert "chosen" not in str(plain)
+
+
+def test_long_expressions_keep_their_registers_elsewhere():
+    """More instructions than a thread keeps by itself."""
+    t = Tiny((1, 2, 3), 3)
+    x, h = t.buffer(4), t.buffer(3)
+    code = [("product", 0), *[("tanh" if i % 2 else "neg", i) for i in range(19)], ("add", 0, 19)]
+    ops = [t.input(0, x, 0, 4), t.conv(h, [(x, 0, 4, -1, 0)], code=code), t.head("categorical", 0, h)]
+    for op in ops:
+        t.everywhere(op)
+        t.step()
+    images = np.random.default_rng(0).integers(0, 3, (4, 1, 2, 3)).astype(np.int32)
+    got, want = (run(t.load(backend), t, 4, images, given=True)[1] for backend in ("emulated", None))
+    assert (got == want).all()

@@ -397,7 +397,10 @@ def test_labels_of_log_prob_are_checked():
         ({"shape": 5}, r"\[compile\] shape must be three positive integers"),
         ({"shape": (1, 5.0, 7)}, r"\[compile\] shape must be three positive integers"),
         ({"shape": (3, 5, 7)}, r"\[compile\] the model has 1 channels, but shape is \(3, 5, 7\)"),
-        ({"backend": "gpu"}, r"\[compile\] backend must be one of cpu, cuda, emulated, reference, got 'gpu'"),
+        (
+            {"backend": "gpu"},
+            r"\[compile\] backend must be one of cpu, cuda, emulated, reference, or such as cuda:1, got 'gpu'",
+        ),
         ({"isa": "mmx"}, r"\[compile\] isa must be one of scalar.* on this machine, got 'mmx'"),
     ],
 )

@@ -16,6 +16,7 @@ struct DeviceInfo {
   int index = 0;
   int threads = 0;  // of a block
   int blocks = 0;   // that can run at the same time
+  int cluster = 1;  // blocks that can wait for each other without memory
   size_t free_nbytes = 0;
 };
 
@@ -27,6 +28,7 @@ struct Flags {
 const char* backend_name();
 int device_count();  // 0 where there is none, or no driver
 DeviceInfo device_info(int index);
+size_t free_nbytes(int index);  // of its memory, now
 
 // Memory of a device. Throws std::bad_alloc.
 class Memory {
@@ -50,8 +52,8 @@ class Memory {
 };
 
 // Runs a walk to its end, and `tick(done)` now and then; what it throws stops the walk and is thrown from
-// here. `walk.done` and `walk.stop` are filled in.
-void run_walk(int device, Walk walk, const std::function<void(int)>& tick);
+// here. `walk.done` and `walk.stop` are filled in. `stream`: -1 for one of its own.
+void run_walk(int device, Walk walk, int64_t stream, const std::function<void(int)>& tick);
 
 }  // namespace cuda
 }  // namespace pixelfast

@@ -34,9 +34,29 @@ class Current {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads) walk_kernel(const Walk walk) {
-  __shared__ BlockMemory memory;
-  Walker(walk, memory).run();
+constexpr int kCluster = 8;  // blocks of a cluster on every device that has them
+
+__global__ void __launch_bounds__(kThreads) walk_kernel(const Walk walk) { Walker(walk).run(); }
+
+// Where blocks wait for each other through memory all must run at the same time, which makes it cooperative.
+void launch(Walk& walk, cudaStream_t stream) {
+  const dim3 grid(walk.teams * walk.team_blocks), block(walk.threads);
+  void* arguments[] = {&walk};
+  if (walk.barrier == Barrier::memory) {
+    check(
+        cudaLaunchCooperativeKernel(reinterpret_cast<void*>(walk_kernel), grid, block, arguments, 0, stream),
+        "the launch of the sampler");
+    return;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = walk.barrier == Barrier::cluster ? walk.team_blocks : 1;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = walk.barrier == Barrier::cluster ? 1 : 0;
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<void*>(walk_kernel), arguments),
+        "the launch of the sampler");
 }
 
 }  // namespace
@@ -59,10 +79,16 @@ DeviceInfo device_info(int index) {
   int each = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, walk_kernel, kThreads, 0),
         "the occupancy of the sampler");
-  size_t free_nbytes = 0, total = 0;
-  check(cudaMemGetInfo(&free_nbytes, &total), "cudaMemGetInfo");
   const std::string name = std::string(p.name) + ", sm_" + std::to_string(p.major) + std::to_string(p.minor);
-  return {name, index, kThreads, each * p.multiProcessorCount, free_nbytes};
+  const int cluster = p.major >= 9 ? kCluster : 1;
+  return {name, index, kThreads, each * p.multiProcessorCount, cluster, free_nbytes(index)};
+}
+
+size_t free_nbytes(int index) {
+  const Current current(index);
+  size_t found = 0, total = 0;
+  check(cudaMemGetInfo(&found, &total), "cudaMemGetInfo");
+  return found;
 }
 
 Memory::Memory(int device, size_t nbytes) : nbytes_(nbytes), device_(device) {
@@ -80,6 +106,7 @@ Memory::~Memory() {
 void Memory::upload(const void* source, size_t nbytes) {
   const Current current(device_);
   check(cudaMemcpy(start_, source, nbytes, cudaMemcpyHostToDevice), "a copy to the device");
+  check(cudaStreamSynchronize(nullptr), "a copy to the device");  // other streams do not wait for this one
 }
 void Memory::download(void* target, size_t nbytes) const {
   const Current current(device_);
@@ -88,28 +115,27 @@ void Memory::download(void* target, size_t nbytes) const {
 void Memory::clear() {
   const Current current(device_);
   check(cudaMemset(start_, 0, nbytes_), "cudaMemset");
+  check(cudaStreamSynchronize(nullptr), "cudaMemset");
 }
 
-void run_walk(int device, Walk walk, const std::function<void(int)>& tick) {
+void run_walk(int device, Walk walk, int64_t given_stream, const std::function<void(int)>& tick) {
   const Current current(device);
   Flags* flags = nullptr;
   check(cudaHostAlloc(reinterpret_cast<void**>(&flags), sizeof *flags, cudaHostAllocMapped), "cudaHostAlloc");
   volatile Flags* seen = flags;
   seen->done = seen->stop = 0;
   std::exception_ptr error;
-  cudaStream_t stream = nullptr;
+  cudaStream_t own = nullptr, stream = reinterpret_cast<cudaStream_t>(given_stream);
   try {
     void* mapped = nullptr;
     check(cudaHostGetDevicePointer(&mapped, flags, 0), "cudaHostGetDevicePointer");
     walk.done = &static_cast<Flags*>(mapped)->done;
     walk.stop = &static_cast<Flags*>(mapped)->stop;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
-    void* arguments[] = {&walk};
-    // Cooperative: its blocks wait for each other, so all must run at the same time.
-    check(
-        cudaLaunchCooperativeKernel(reinterpret_cast<void*>(walk_kernel), dim3(walk.teams * walk.team_blocks),
-                                    dim3(walk.threads), arguments, 0, stream),
-        "the launch of the sampler");
+    if (given_stream < 0) {
+      check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "cudaStreamCreate");
+      stream = own;
+    }
+    launch(walk, stream);
     auto last = std::chrono::steady_clock::now();
     for (;;) {
       const cudaError_t status = cudaStreamQuery(stream);
@@ -133,7 +159,7 @@ void run_walk(int device, Walk walk, const std::function<void(int)>& tick) {
   } catch (...) {
     if (!error) error = std::current_exception();
   }
-  if (stream != nullptr) cudaStreamDestroy(stream);
+  if (own != nullptr) cudaStreamDestroy(own);
   cudaFreeHost(flags);
   if (error) std::rethrow_exception(error);
 }

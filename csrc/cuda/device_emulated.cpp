@@ -11,8 +11,13 @@ namespace pixelfast {
 namespace cuda {
 
 const char* backend_name() { return "emulated"; }
-int device_count() { return 1; }
-DeviceInfo device_info(int index) { return {"an emulation on the processor", index, 64, 2, size_t{1} << 32}; }
+int device_count() { return 2; }
+
+size_t emulated_nbytes = size_t{1} << 32;
+size_t free_nbytes(int) { return emulated_nbytes; }
+DeviceInfo device_info(int index) {
+  return {"an emulation on the processor", index, 64, 3, 2, free_nbytes(index)};
+}
 
 Memory::Memory(int device, size_t nbytes) : nbytes_(nbytes), device_(device) {
   start_ = std::malloc(nbytes > 0 ? nbytes : 1);
@@ -23,13 +28,13 @@ void Memory::upload(const void* source, size_t nbytes) { std::memcpy(start_, sou
 void Memory::download(void* target, size_t nbytes) const { std::memcpy(target, start_, nbytes); }
 void Memory::clear() { std::memset(start_, 0, nbytes_); }
 
-void run_walk(int, Walk walk, const std::function<void(int)>& tick) {
+void run_walk(int, Walk walk, int64_t, const std::function<void(int)>& tick) {
   const int blocks = walk.teams * walk.team_blocks;
-  std::vector<BlockMemory> memory(blocks);
   Flags flags{};
   const FloatMode mode;
   walk.done = &flags.done, walk.stop = &flags.stop;
-  simt::emulate(blocks, walk.threads, [&] { Walker(walk, memory[simt::block()]).run(); });
+  const int cluster = walk.barrier == Barrier::cluster ? walk.team_blocks : 1;
+  simt::emulate(blocks, walk.threads, [&] { Walker(walk).run(); }, cluster);
   tick(flags.done);
 }
 

@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kStackBytes = size_t{128} << 10;
 constexpr int kSeveral = -2;
 
-enum class State { ready, at_block, at_warp, done };
+enum class State { ready, at_block, at_warp, at_cluster, done };
 
 struct Fiber {
   Context context;
@@ -25,8 +25,8 @@ struct Fiber {
 
 struct Grid {
   const std::function<void()>* body = nullptr;
-  int threads = 0;
-  std::vector<Fiber> fibers;  // block by block
+  int threads = 0, cluster = 1;  // of a block, and blocks of a cluster
+  std::vector<Fiber> fibers;     // block by block
   std::vector<uint64_t> block_barriers, warp_barriers;
   std::vector<uint64_t> passed;  // by fiber: in a shuffle
   std::unordered_map<const void*, std::vector<Touches>> touched;
@@ -72,6 +72,13 @@ bool release() {
     const size_t first = b * grid->threads;
     if (all(first, grid->threads, State::at_block)) let(first, grid->threads), ++grid->block_barriers[b];
   }
+  const int wide = grid->cluster * grid->threads;
+  for (size_t b = 0; b < grid->block_barriers.size(); b += grid->cluster) {
+    const size_t first = b * grid->threads;
+    if (!all(first, wide, State::at_cluster)) continue;
+    let(first, wide);
+    for (int i = 0; i < grid->cluster; ++i) ++grid->block_barriers[b + i];
+  }
   for (const Fiber& f : grid->fibers) {
     if (f.state == State::ready) return true;
   }
@@ -91,10 +98,10 @@ void run_all() {
   }
   for (const Fiber& f : grid->fibers) {
     if (f.state == State::done) continue;
-    const bool block = f.state == State::at_block;
+    const char* whose = f.state == State::at_block ? "block" : f.state == State::at_warp ? "warp" : "cluster";
     throw std::runtime_error("[emulator] thread " + std::to_string(f.thread) + " of block " +
-                             std::to_string(f.block) + " waits at a barrier of its " +
-                             (block ? "block" : "warp") + " that not all threads reach");
+                             std::to_string(f.block) + " waits at a barrier of its " + whose +
+                             " that not all threads reach");
   }
 }
 
@@ -113,12 +120,16 @@ bool ordered(const Touch& before, const Touch& after) {
 
 }  // namespace
 
-void emulate(int blocks, int threads, const std::function<void()>& body) {
+void emulate(int blocks, int threads, const std::function<void()>& body, int cluster) {
   Grid mine;
   mine.body = &body;
   mine.threads = threads;
+  mine.cluster = cluster;
   if (blocks < 1 || threads < kWarp || threads % kWarp != 0) {
     throw std::runtime_error("[emulator] a block has a multiple of 32 threads");
+  }
+  if (cluster < 1 || blocks % cluster != 0) {
+    throw std::runtime_error("[emulator] a grid has a multiple of a cluster's blocks");
   }
   mine.fibers.resize(static_cast<size_t>(blocks) * threads);
   mine.passed.resize(mine.fibers.size());
@@ -144,6 +155,7 @@ int threads() { return grid->threads; }
 int block() { return grid->current->block; }
 void sync_block() { wait_as(State::at_block); }
 void sync_warp() { wait_as(State::at_warp); }
+void sync_cluster() { wait_as(State::at_cluster); }
 void relax() { wait_as(State::ready); }
 void fault(const char* what) {
   throw std::runtime_error("[emulator] " + std::string(what) + ", by thread " + std::to_string(thread()) +
@@ -222,6 +234,10 @@ bool provoke(const char* name) {
     return kernel([&] {
       if (thread() != 5) sync_block();
     });
+  }
+  if (wanted == "cluster barrier") {
+    emulate(4, 64, [&] { block() == 2 && thread() == 7 ? sync_block() : sync_cluster(); }, 2);
+    return true;
   }
   if (wanted == "mixed barriers") return kernel([&] { thread() == 5 ? sync_warp() : sync_block(); });
   if (wanted == "two writers") return kernel([&] { memory.set(0, 1); });

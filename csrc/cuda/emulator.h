@@ -14,9 +14,9 @@ namespace simt {
 
 constexpr int kWarp = 32;
 
-// Runs body() in each of `blocks` blocks of `threads` threads, a multiple of the warp. Throws
-// std::runtime_error for what is said above, and what body throws.
-void emulate(int blocks, int threads, const std::function<void()>& body);
+// Runs body() in each of `blocks` blocks, a multiple of `cluster`, of `threads` threads, a multiple of the
+// warp. Throws std::runtime_error for what is said above, and what body throws.
+void emulate(int blocks, int threads, const std::function<void()>& body, int cluster = 1);
 
 // Runs a faulty kernel of a name, for tests: it throws what `emulate` does. False: there is none of that
 // name.
@@ -28,6 +28,7 @@ int block();
 inline int lane() { return thread() % kWarp; }
 void sync_block();
 void sync_warp();
+void sync_cluster();
 uint64_t exchange(uint64_t x, int from);  // what lane `from` of the warp passes
 uint32_t ballot(bool x);
 void relax();  // lets others run: to be called while waiting for them

@@ -21,10 +21,15 @@ int64_t work_of(const OpRecord& op, int32_t x) {
 
 }  // namespace
 
-Flat::Flat(const Program& program) : runs(program.runs) {
+Flat::Flat(const Program& program) {
   for (const Buffer& b : program.buffers) {
-    buffers.push_back({b.offset, b.row_stride, b.col_stride, static_cast<int32_t>(b.space), b.height, b.width,
-                       b.rows, b.columns});
+    const auto place = [&](int64_t at) { places.push_back(static_cast<int32_t>(at)); };
+    const auto rows = static_cast<int32_t>(places.size());
+    for (int32_t y = 0; y < b.height; ++y) place(b.offset + y % b.rows * b.row_stride);
+    const auto columns = static_cast<int32_t>(places.size());
+    for (int32_t x = 0; x < b.width; ++x) place(x % b.columns * b.col_stride);
+    buffers.push_back(
+        {b.offset, b.col_stride, static_cast<int32_t>(b.space), b.height, b.width, rows, columns});
   }
   for (const OpRecord& op : program.ops) {
     const Attention& a = op.attention;
@@ -50,7 +55,7 @@ Flat::Flat(const Program& program) : runs(program.runs) {
     }
     taps.insert(taps.end(), op.taps.begin(), op.taps.end());
     instructions.insert(instructions.end(), op.instructions.begin(), op.instructions.end());
-    most_instructions = std::max(most_instructions, f.n_instructions);
+    if (f.n_instructions > kOwnRegisters) most_instructions = std::max(most_instructions, f.n_instructions);
     ops.push_back(f);
   }
   const Waits waits = find_waits(program);
@@ -60,10 +65,12 @@ Flat::Flat(const Program& program) : runs(program.runs) {
     while (step < program.step_ends.size() && program.step_ends[step] <= static_cast<int32_t>(i)) ++step;
     const bool ends =
         step < program.step_ends.size() && program.step_ends[step] == static_cast<int32_t>(i) + 1;
-    launches.push_back({launch.op, launch.first_run, launch.n_runs, waits.any[i],
-                        static_cast<int32_t>(launch.positions), ends});
+    const auto first = static_cast<int32_t>(positions.size());
+    most_positions = std::max(most_positions, launch.positions);
+    launches.push_back({launch.op, first, static_cast<int32_t>(launch.positions), waits.any[i], ends});
     for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
       const Run& run = program.runs[r];
+      for (int32_t k = 0; k < run.n; ++k) positions.push_back({run.y + k * run.dy, run.x + k * run.dx});
       const OpRecord& op = program.ops[launch.op];
       if (op.op != Op::attend) {
         multiply_adds += run.n * work_of(op, 0);

@@ -9,10 +9,13 @@
 namespace pixelfast {
 namespace cuda {
 
-constexpr int kTileRows = 4;  // rows (an image at a position) that a thread computes together
+constexpr int kTileRows = 4;       // rows (an image at a position) that a thread computes together
+constexpr int kOwnRegisters = 16;  // of an expression that a thread keeps by itself
+constexpr int kPollSteps = 32;     // from one look at what the host wants to the next
 
+// Row y and column x of a buffer begin at rows[y] + columns[x], places in `Flat::places` from those on.
 struct FlatBuffer {
-  int64_t offset, row_stride, col_stride;
+  int64_t offset, col_stride;
   int32_t space, height, width, rows, columns;
 };
 
@@ -26,9 +29,13 @@ struct FlatOp {
   int32_t attention_bias, bias_heads, first_runs, runs;  // the last two: places in `attention`
 };
 
+struct Position {
+  int32_t y, x;
+};
+
 struct FlatLaunch {
-  int32_t op, first_run, n_runs, waits;  // waits: for the other threads of the team, before it
-  int32_t positions, ends_step;
+  int32_t op, first_position, positions;
+  int32_t waits, ends_step;  // waits: for the other threads of the team, before it
 };
 
 // All of it as pointers, on the device.
@@ -38,16 +45,20 @@ struct FlatProgram {
   const Tap* taps;
   const Instruction* instructions;
   const int32_t* attention;  // first[queries + 1] and runs, op by op
-  const Run* runs;
+  const int32_t* places;
+  const Position* positions;
   const FlatLaunch* launches;
   const float* data;
   int32_t n_launches, colours, height, width, levels;
   int64_t arena_floats, condition_floats;
 };
 
-// As many blocks as are in a team share the images of a chunk.
+// As many blocks as are in a team share the images of a chunk. How they wait for each other.
+enum class Barrier : int32_t { block, cluster, memory };
+
 struct TeamState {
-  int arrived, generation, stop;
+  int arrived, generation;
+  int stop[2];  // written in turn
 };
 
 struct Walk {
@@ -63,8 +74,9 @@ struct Walk {
   int32_t top_k;
   double top_p;
   int32_t chunk, teams, team_blocks, threads;  // threads of a block
-  float* arena;                                // [teams][chunk][arena_floats]
-  float* registers;  // of expressions: [instructions][kTileRows][threads of the grid]
+  Barrier barrier;
+  float* arena;      // [teams][chunk][arena_floats]
+  float* registers;  // of long expressions: [instructions][kTileRows][threads of the grid]
   float* scores;     // of attention: [warps of the grid][keys]
   int32_t* levels;   // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
   int64_t n_scores;
@@ -83,11 +95,13 @@ struct Flat {
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;
   std::vector<int32_t> attention;
-  std::vector<Run> runs;
+  std::vector<int32_t> places;
+  std::vector<Position> positions;
   std::vector<FlatLaunch> launches;
-  int most_instructions = 0;
+  int most_instructions = 0;  // of those with more than kOwnRegisters
   int64_t most_keys = 0;
-  int64_t multiply_adds = 0;  // of an image
+  int64_t most_positions = 1;  // of a launch
+  int64_t multiply_adds = 0;   // of an image
 };
 
 }  // namespace cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -34,19 +35,24 @@ int checked_device(int device) {
 }
 
 // Cycles, by which crews are compared. They are guesses until they are measured on a GPU.
-constexpr double kMultiplyAddCycles = 10;  // a step of the chains of a tile
-constexpr double kLaunchCycles = 500;      // finding rows and places
-constexpr double kBlockWaitCycles = 100;   // for the threads of a block
-constexpr double kTeamWaitCycles = 3000;   // for other blocks, through memory
+constexpr double kMultiplyAddCycles = 10;   // a step of the chains of a tile
+constexpr double kLaunchCycles = 500;       // finding rows and places
+constexpr double kBlockWaitCycles = 100;    // for the threads of a block
+constexpr double kClusterWaitCycles = 500;  // for the blocks of a cluster
+constexpr double kTeamWaitCycles = 3000;    // for other blocks, through memory
 
 constexpr unsigned long long kNoFlaw = ~0ull;
 
-// Says what is wrong, and where: as `Walk::flaw` does.
-[[noreturn]] void refuse(unsigned long long flaw, const Program& p) {
+// Says what is wrong, and where: as `Walk::flaw` does, from image `first` on.
+[[noreturn]] void refuse(unsigned long long flaw, const Program& p, int64_t first) {
   const auto place = static_cast<int64_t>(flaw / 4), plane = place / p.width / p.height;
   const int64_t x = place % p.width, y = place / p.width % p.height;
   throw std::invalid_argument(
-      flaw_message(static_cast<Flaw>(flaw % 4), plane / p.colours, y, x, plane % p.colours));
+      flaw_message(static_cast<Flaw>(flaw % 4), first + plane / p.colours, y, x, plane % p.colours));
+}
+
+const char* name_of(Barrier barrier) {
+  return barrier == Barrier::block ? "block" : barrier == Barrier::cluster ? "cluster" : "memory";
 }
 
 }  // namespace
@@ -69,20 +75,52 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       taps_(sent(device, flat_.taps)),
       instructions_(sent(device, flat_.instructions)),
       attention_(sent(device, flat_.attention)),
-      runs_(sent(device, flat_.runs)),
+      places_(sent(device, flat_.places)),
+      positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
       data_(sent(device, data, static_cast<size_t>(n_data))) {}
 
 Engine::Crew Engine::crew_of(int64_t n, int chunk, int blocks) const {
   const int most = std::max(device_.blocks / blocks, 1);
-  const int64_t images = std::min<int64_t>(chunk > 0 ? chunk : (n + most - 1) / most, n);
+  const int64_t rows = std::numeric_limits<int32_t>::max() / flat_.most_positions;  // of a launch, in 31 bits
+  int64_t images = std::min<int64_t>(chunk > 0 ? chunk : (n + most - 1) / most, n);
+  images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
   const int64_t chunks = (n + images - 1) / images;
   return {static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images)};
 }
 
+// What a run takes besides its batch.
+size_t Engine::nbytes_of(const Crew& crew) const {
+  const size_t threads = static_cast<size_t>(crew.teams) * crew.blocks * device_.threads;
+  const size_t arenas =
+      static_cast<size_t>(crew.teams) * crew.chunk * std::max<int64_t>(program_.arena_floats, 1);
+  const size_t registers = static_cast<size_t>(flat_.most_instructions) * kTileRows * threads;
+  const size_t tables = threads / 32 * (flat_.most_keys + 3 * static_cast<size_t>(program_.levels));
+  return (arenas + registers + tables) * sizeof(float) + crew.teams * sizeof(TeamState);
+}
+
+Engine::Crew Engine::fitting(Crew crew, size_t room) const {
+  while (nbytes_of(crew) > room) {
+    if (crew.chunk == 1 && crew.teams == 1) {
+      throw std::invalid_argument("[cuda] an image needs " + std::to_string(nbytes_of(crew)) + " bytes of " +
+                                  device_.name + ", which has " + std::to_string(room) + " to spare");
+    }
+    (crew.chunk > 1 ? crew.chunk : crew.teams) /= 2;
+  }
+  return crew;
+}
+
+Barrier Engine::barrier_of(const Crew& crew) const {
+  if (crew.blocks == 1) return Barrier::block;
+  return crew.blocks <= device_.cluster ? Barrier::cluster : Barrier::memory;
+}
+
 double Engine::cost(const Crew& crew, int64_t n) const {
   const double threads = static_cast<double>(crew.blocks) * device_.threads;
-  const double wait = crew.blocks > 1 ? kTeamWaitCycles : kBlockWaitCycles;
+  const Barrier barrier = barrier_of(crew);
+  const double wait = barrier == Barrier::block     ? kBlockWaitCycles
+                      : barrier == Barrier::cluster ? kClusterWaitCycles
+                                                    : kTeamWaitCycles;
   double total = 0;
   for (const FlatLaunch& launch : flat_.launches) {
     const OpRecord& op = program_.ops[launch.op];
@@ -95,29 +133,39 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   return total * static_cast<double>((chunks + crew.teams - 1) / crew.teams);
 }
 
+std::vector<Engine::Crew> Engine::crews(const Request& r) const {
+  if (r.team > 0) return {crew_of(r.n, r.chunk, std::min(r.team, device_.blocks))};
+  std::vector<Crew> found;
+  for (int blocks = 1; blocks <= device_.blocks; blocks *= 2) found.push_back(crew_of(r.n, r.chunk, blocks));
+  return found;
+}
+
 Engine::Crew Engine::choose_crew(const Request& r) const {
-  if (r.team > 0) return crew_of(r.n, r.chunk, std::min(r.team, device_.blocks));
-  Crew best = crew_of(r.n, r.chunk, 1);
-  double least = cost(best, r.n);
-  for (int blocks = 2; blocks <= device_.blocks; blocks *= 2) {
-    const Crew crew = crew_of(r.n, r.chunk, blocks);
-    const double found = cost(crew, r.n);
-    if (found < least) best = crew, least = found;
+  const std::vector<Crew> found = crews(r);
+  return *std::min_element(found.begin(), found.end(),
+                           [&](const Crew& a, const Crew& b) { return cost(a, r.n) < cost(b, r.n); });
+}
+
+std::vector<Estimate> Engine::estimates(const Request& r) const {
+  std::vector<Estimate> result;
+  for (const Crew& crew : crews(r)) {
+    result.push_back(
+        {crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew)), cost(crew, r.n), nbytes_of(crew)});
   }
-  return best;
+  return result;
 }
 
 // All but its memory.
-Walk Engine::walk_of(const Request& r) const {
+Walk Engine::walk_of(const Request& r, const Crew& crew) const {
   const Program& p = program_;
-  const Crew crew = choose_crew(r);
   Walk walk{};
   walk.program = {as<FlatBuffer>(buffers_),
                   as<FlatOp>(ops_),
                   as<Tap>(taps_),
                   as<Instruction>(instructions_),
                   as<int32_t>(attention_),
-                  as<Run>(runs_),
+                  as<int32_t>(places_),
+                  as<Position>(positions_),
                   as<FlatLaunch>(launches_),
                   as<float>(data_),
                   static_cast<int32_t>(flat_.launches.size()),
@@ -132,24 +180,53 @@ Walk Engine::walk_of(const Request& r) const {
   walk.inverse_temperature = r.sampling.inverse_temperature;
   walk.top_k = r.sampling.top_k, walk.top_p = r.sampling.top_p;
   walk.teams = crew.teams, walk.team_blocks = crew.blocks, walk.chunk = crew.chunk;
-  walk.threads = device_.threads;
+  walk.threads = device_.threads, walk.barrier = barrier_of(crew);
   walk.n_scores = flat_.most_keys;
   return walk;
 }
 
-int64_t Engine::run(const Request& r, const std::function<void(double)>& progress) {
-  if (r.n == 0) return 0;
+// As many images at a time as leave half of the memory that is free to the arenas.
+int64_t Engine::run(const DeviceRequest& r, const std::function<void(double)>& progress) {
+  const Program& p = program_;
+  const int64_t pixels = static_cast<int64_t>(p.colours) * p.height * p.width;
+  const size_t each = r.on_device
+                          ? 0
+                          : pixels * (sizeof(int32_t) + sizeof(float) + (r.given != nullptr ? 1 : 0)) +
+                                p.condition_floats * sizeof(float);
+  const size_t room = free_nbytes(device_.index) / 10 * 9;
+  const int64_t most = each == 0 ? r.n : std::max<int64_t>(1, static_cast<int64_t>(room / 2 / each));
+  for (int64_t first = 0; first < r.n; first += most) {
+    DeviceRequest part = r;
+    part.n = std::min(most, r.n - first), part.first_index = r.first_index + static_cast<uint64_t>(first);
+    part.images += first * pixels, part.log_prob += first * pixels;
+    if (part.given != nullptr) part.given += first * pixels;
+    if (part.conditions != nullptr) part.conditions += first * p.condition_floats;
+    const double share = static_cast<double>(part.n) / r.n, before = static_cast<double>(first) / r.n;
+    const Crew crew = fitting(choose_crew(part), room - part.n * each);
+    run_part(part, crew, first, [&](double done) { progress(before + done * share); });
+  }
+  return flat_.multiply_adds * r.n;
+}
+
+void Engine::run_part(const DeviceRequest& r, const Crew& crew, int64_t first,
+                      const std::function<void(double)>& progress) {
   const Program& p = program_;
   const int device = device_.index;
   const auto pixels = static_cast<size_t>(r.n) * p.colours * p.height * p.width;
-  Walk walk = walk_of(r);
-
-  Memory images = sent(device, r.images, pixels), log_prob = sent(device, r.log_prob, pixels);
-  Memory given = sent(device, r.given, r.given != nullptr ? pixels : 0);
-  const size_t condition_floats = r.conditions != nullptr ? static_cast<size_t>(r.n * p.condition_floats) : 0;
-  const Memory conditions = sent(device, r.conditions, condition_floats);
-  const auto threads = static_cast<size_t>(walk.teams) * walk.team_blocks * walk.threads,
-             warps = threads / 32;
+  Walk walk = walk_of(r, crew);
+  Memory images, log_prob, given, conditions;
+  walk.images = r.images, walk.log_prob = r.log_prob, walk.given = r.given, walk.conditions = r.conditions;
+  if (!r.on_device) {
+    images = sent(device, r.images, pixels), log_prob = sent(device, r.log_prob, pixels);
+    walk.images = static_cast<int32_t*>(images.get()), walk.log_prob = static_cast<float*>(log_prob.get());
+    if (r.given != nullptr) given = sent(device, r.given, pixels), walk.given = as<uint8_t>(given);
+    if (r.conditions != nullptr) {
+      conditions = sent(device, r.conditions, static_cast<size_t>(r.n * p.condition_floats));
+      walk.conditions = as<float>(conditions);
+    }
+  }
+  const size_t threads = static_cast<size_t>(walk.teams) * walk.team_blocks * walk.threads;
+  const size_t warps = threads / 32;
   const auto floats = [&](size_t n) { return Memory(device, n * sizeof(float)); };
   Memory arena = floats(static_cast<size_t>(walk.teams) * walk.chunk * std::max<int64_t>(p.arena_floats, 1));
   arena.clear();
@@ -160,10 +237,6 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
   states.clear();
   unsigned long long flaw = kNoFlaw;
   Memory flaws = sent(device, &flaw, 1);
-
-  walk.images = static_cast<int32_t*>(images.get()), walk.log_prob = static_cast<float*>(log_prob.get());
-  walk.given = r.given != nullptr ? as<uint8_t>(given) : nullptr;
-  walk.conditions = as<float>(conditions);
   walk.arena = static_cast<float*>(arena.get()), walk.registers = static_cast<float*>(registers.get());
   walk.scores = static_cast<float*>(scores.get());
   walk.levels = static_cast<int32_t*>(levels.get());
@@ -173,12 +246,12 @@ int64_t Engine::run(const Request& r, const std::function<void(double)>& progres
   const int64_t chunks = (r.n + walk.chunk - 1) / walk.chunk;
   const double all =
       static_cast<double>(chunks) * static_cast<double>(std::max<size_t>(p.step_ends.size(), 1));
-  run_walk(device, walk, [&](int done) { progress(std::min(done / all, 1.0)); });
+  run_walk(device, walk, r.stream, [&](int done) { progress(std::min(done / all, 1.0)); });
   flaws.download(&flaw, sizeof flaw);
-  if (flaw != kNoFlaw) refuse(flaw, p);
+  if (flaw != kNoFlaw) refuse(flaw, p, first);
+  if (r.on_device) return;
   images.download(r.images, pixels * sizeof(int32_t));
   log_prob.download(r.log_prob, pixels * sizeof(float));
-  return flat_.multiply_adds * r.n;
 }
 
 }  // namespace cuda

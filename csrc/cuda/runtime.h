@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <functional>
-#include <mutex>
+#include <vector>
 
 #include "core/program.h"
 #include "core/request.h"
@@ -13,6 +13,21 @@
 namespace pixelfast {
 namespace cuda {
 
+// On the device, if it says so, are images, log_prob, given and conditions, and what made them is in
+// `stream`.
+struct DeviceRequest : Request {
+  bool on_device = false;
+  int64_t stream = -1;  // -1: one of the run's own
+};
+
+// A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time.
+struct Estimate {
+  int teams, blocks, chunk;
+  const char* barrier;
+  double cycles;
+  size_t nbytes;
+};
+
 class Engine {
  public:
   // Throws std::invalid_argument where the program is not valid, or there is no such device.
@@ -20,8 +35,11 @@ class Engine {
 
   // Returns the multiply-adds executed. `progress` is called now and then with the fraction done; what it
   // throws stops the run and is thrown from here. Throws std::invalid_argument where logits give no
-  // distribution.
-  int64_t run(const Request& request, const std::function<void(double)>& progress);
+  // distribution, or an image does not fit into the memory that is free.
+  int64_t run(const DeviceRequest& request, const std::function<void(double)>& progress);
+
+  // Those that a run chooses between, by the least cycles.
+  std::vector<Estimate> estimates(const Request& request) const;
 
   const Program& program() const { return program_; }
   const DeviceInfo& device() const { return device_; }
@@ -32,14 +50,20 @@ class Engine {
     int teams, blocks, chunk;
   };
   Crew crew_of(int64_t n, int chunk, int blocks) const;
+  std::vector<Crew> crews(const Request& request) const;
   Crew choose_crew(const Request& request) const;
-  Walk walk_of(const Request& request) const;
+  Crew fitting(Crew crew, size_t room) const;  // smaller, if need be
+  size_t nbytes_of(const Crew& crew) const;
+  Walk walk_of(const Request& request, const Crew& crew) const;
+  void run_part(const DeviceRequest& request, const Crew& crew, int64_t first,
+                const std::function<void(double)>& progress);
+  Barrier barrier_of(const Crew& crew) const;
   double cost(const Crew& crew, int64_t n) const;  // in cycles
 
   Program program_;
   Flat flat_;
   DeviceInfo device_;
-  Memory buffers_, ops_, taps_, instructions_, attention_, runs_, launches_, data_;
+  Memory buffers_, ops_, taps_, instructions_, attention_, places_, positions_, launches_, data_;
 };
 
 }  // namespace cuda

@@ -21,6 +21,15 @@ PIXELFAST_DEVICE inline int threads() { return static_cast<int>(blockDim.x); }
 PIXELFAST_DEVICE inline int block() { return static_cast<int>(blockIdx.x); }
 PIXELFAST_DEVICE inline int lane() { return thread() % kWarp; }
 PIXELFAST_DEVICE inline void sync_block() { __syncthreads(); }
+// For the blocks of a cluster, and what they wrote; only where kernels are launched in clusters.
+PIXELFAST_DEVICE inline void sync_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+  __trap();
+#endif
+}
 
 template <class T>
 PIXELFAST_DEVICE inline T shuffle_xor(T x, int mask) {

@@ -11,11 +11,6 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-// What the threads of a block share.
-struct BlockMemory {
-  simt::Shared<int, 1> stop;
-};
-
 PIXELFAST_DEVICE inline float fma_of(float a, float b, float c) { return Lanes::fma({a}, {b}, {c}).v; }
 
 PIXELFAST_DEVICE inline float apply(Fn fn, Lanes a, Lanes b) {
@@ -63,12 +58,20 @@ struct Row {
   int64_t image;  // of the chunk
 };
 
+// What the instructions of an expression yield, for each row of a tile.
+struct Registers {
+  float* start;
+  int64_t stride;
+  PIXELFAST_DEVICE float& at(int32_t index, int r) const {
+    return start[(static_cast<int64_t>(index) * kTileRows + r) * stride];
+  }
+};
+
 class Walker {
  public:
-  PIXELFAST_DEVICE Walker(const Walk& walk, BlockMemory& memory)
+  PIXELFAST_DEVICE explicit Walker(const Walk& walk)
       : w_(walk),
         p_(walk.program),
-        memory_(memory),
         team_(simt::block() / walk.team_blocks),
         rank_(simt::block() % walk.team_blocks * walk.threads + simt::thread()),
         size_(walk.team_blocks * walk.threads) {}
@@ -82,39 +85,60 @@ class Walker {
         const FlatLaunch& launch = p_.launches[i];
         if (launch.waits && barrier()) return;
         run_launch(launch);
-        if (launch.ends_step && rank_ == 0) simt::fetch_add(w_.done, 1);
+        steps_ += launch.ends_step;
       }
     }
+    if (rank_ == 0) simt::fetch_add(w_.done, steps_);
   }
 
  private:
-  // Waits for all threads of the team; whether all stop, which the last one to arrive decides.
+  // Waits for all threads of the team. Whether all stop: now and then, at the same barriers for all, the
+  // first thread asks the host, whose memory is far.
   PIXELFAST_DEVICE bool barrier() {
+    TeamState& state = w_.states[team_];
+    const bool polls = steps_ >= kPollSteps;
+    if (polls) {
+      if (rank_ == 0) {
+        state.stop[n_polls_ % 2] = simt::load_acquire(w_.stop);
+        simt::fetch_add(w_.done, steps_);
+      }
+      steps_ = 0, ++n_polls_;
+    }
+    switch (w_.barrier) {
+      case Barrier::block:
+        simt::sync_block();
+        break;
+      case Barrier::cluster:
+        simt::sync_cluster();
+        break;
+      default:
+        wait_in_memory(state);
+    }
+    return polls && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
+  }
+
+  // The last block to arrive lets the others go.
+  PIXELFAST_DEVICE void wait_in_memory(TeamState& state) {
     simt::fence();
     simt::sync_block();
     if (simt::thread() == 0) {
-      TeamState& state = w_.states[team_];
       const int generation = simt::load_acquire(&state.generation);
       if (simt::fetch_add(&state.arrived, 1) == w_.team_blocks - 1) {
         state.arrived = 0;
-        state.stop = simt::load_acquire(w_.stop);
         simt::fence();
         simt::fetch_add(&state.generation, 1);
       } else {
         while (simt::load_acquire(&state.generation) == generation) simt::relax();
       }
-      memory_.stop.set(0, simt::load_acquire(&state.stop));
+      simt::fence();
     }
     simt::sync_block();
-    return memory_.stop.get(0) != 0;
   }
 
   PIXELFAST_DEVICE Row row_of(const FlatLaunch& launch, int64_t row) const {
-    int64_t position = row / images_;
-    const Run* run = p_.runs + launch.first_run;
-    while (position >= run->n) position -= run->n, ++run;
-    const auto k = static_cast<int32_t>(position);
-    return {run->y + k * run->dy, run->x + k * run->dx, row % images_};
+    const auto position = static_cast<uint32_t>(row) / static_cast<uint32_t>(images_);
+    const Position& at = p_.positions[launch.first_position + position];
+    return {at.y, at.x, row - static_cast<int64_t>(position) * images_};
   }
 
   PIXELFAST_DEVICE const float* base(const FlatBuffer& b, int64_t image) const {
@@ -136,7 +160,7 @@ class Walker {
                                       int32_t x) const {
     const FlatBuffer& b = p_.buffers[buffer];
     if (y < 0 || y >= b.height || x < 0 || x >= b.width) return nullptr;
-    return base(b, r.image) + b.offset + y % b.rows * b.row_stride + x % b.columns * b.col_stride + channel;
+    return base(b, r.image) + p_.places[b.rows + y] + p_.places[b.columns + x] + channel;
   }
   PIXELFAST_DEVICE float* here(int32_t buffer, int32_t channel, const Row& r) const {
     return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
@@ -188,6 +212,12 @@ class Walker {
     Row row[kTileRows];
     for (int r = 0; r < kTileRows; ++r) row[r] = row_of(launch, first + (r < n ? r : n - 1));
     float value[kTileRows];
+    float own[kOwnRegisters * kTileRows];
+    const int64_t all = static_cast<int64_t>(w_.teams) * size_;
+    const Registers registers =
+        op.n_instructions <= kOwnRegisters
+            ? Registers{own, 1}
+            : Registers{w_.registers + static_cast<int64_t>(team_) * size_ + rank_, all};
     if (op.n_instructions == 0) {
       product(op, row, c, value);
     } else {
@@ -197,20 +227,16 @@ class Walker {
         if (ins.fn == Fn::product) {
           product(op, row, ins.a + c, value);
         } else {
-          for (int r = 0; r < n; ++r) value[r] = evaluate(ins, row[r], r, c);
+          for (int r = 0; r < n; ++r) value[r] = evaluate(ins, registers, row[r], r, c);
         }
-        for (int r = 0; r < n; ++r) *register_of(i, r) = value[r];
+        for (int r = 0; r < n; ++r) registers.at(i, r) = value[r];
       }
     }
     for (int r = 0; r < n; ++r) here(op.buffer, op.channel, row[r])[c] = value[r];
   }
 
-  PIXELFAST_DEVICE float* register_of(int32_t index, int r) const {
-    const int64_t all = static_cast<int64_t>(w_.teams) * size_;
-    return w_.registers + (static_cast<int64_t>(index) * kTileRows + r) * all + team_ * size_ + rank_;
-  }
-
-  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Row& row, int r, int32_t c) const {
+  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Registers& registers, const Row& row, int r,
+                                  int32_t c) const {
     switch (ins.fn) {
       case Fn::load:
       case Fn::splat: {
@@ -222,13 +248,13 @@ class Walker {
       case Fn::scalar:
         return Lanes::floats({ins.a}).v;
       case Fn::store: {
-        const float value = *register_of(ins.a, r);
+        const float value = registers.at(ins.a, r);
         here(ins.b, ins.c, row)[c] = value;
         return value;
       }
       default: {
-        const Lanes a = {*register_of(ins.a, r)};
-        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{*register_of(ins.b, r)} : a);
+        const Lanes a = {registers.at(ins.a, r)};
+        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{registers.at(ins.b, r)} : a);
       }
     }
   }
@@ -355,8 +381,10 @@ class Walker {
     const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
     const uint64_t image = w_.first_index + static_cast<uint64_t>(first_ + r.image);
     const uint64_t place = static_cast<uint64_t>(r.y) * p_.width + r.x;
-    const int level =
-        given ? w_.images[sub_pixel] : levels.draw(table, image, place * p_.colours + op.colour);
+    const int32_t found = given ? w_.images[sub_pixel] : 0;  // the caller's memory: anything may be there
+    const int level = !given ? levels.draw(table, image, place * p_.colours + op.colour)
+                      : found >= 0 && found < p_.levels ? found
+                                                        : 0;
     if (simt::lane() == 0) {
       if (!given) w_.images[sub_pixel] = level;
       const float probability = static_cast<float>(static_cast<uint32_t>(table[level])) * 0x1p-31f;
@@ -367,9 +395,9 @@ class Walker {
 
   const Walk& w_;
   const FlatProgram& p_;
-  BlockMemory& memory_;
   const int team_, rank_, size_;  // rank: of a thread in its team
   int64_t first_ = 0, images_ = 0;
+  int steps_ = 0, n_polls_ = 0;  // steps since the last poll
 };
 
 }  // namespace
