@@ -358,7 +358,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="bf16: up to twice as fast where the processor can, and not the same on every machine (fp32)",
+        help="bf16: up to three times as fast where the processor can, and not the same on every machine (fp32)",
     )
 
 
