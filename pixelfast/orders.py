@@ -25,25 +25,28 @@ _ORDERS: Recent[R.Order] = Recent(32)
 _SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
 
 
-def schedule_in(plan: P.Plan, order: R.Order) -> S.Schedule:
-    """Fuse and schedule; what was found out for another plan of the same structure is used again."""
-    key = plan.structure, order.name, order.skew
+def schedule_in(plan: P.Plan, order: R.Order, *, early: bool = False) -> S.Schedule:
+    """Fuse and schedule; what was found out for another plan of the same structure is used again.
+
+    early: as `alone` of `passes.share`, for hardware on which a turn is long and work beside it costs little.
+    """
+    key = plan.structure, order.name, order.skew, early
     known = _SCHEDULES.get(key)
     lateness = known[0] if known else R.lateness(plan, order)
-    fused = passes.share(passes.fuse(plan, lateness))
+    fused = passes.share(passes.fuse(plan, lateness), alone=early)
     fused.verify()
     if known:
         return known[1](fused)
-    schedule = S.schedule(fused, order)
+    schedule = S.schedule(fused, order, early=early)
     _SCHEDULES.put(key, (lateness, schedule.maker()))
     return schedule
 
 
-def choose(plan: P.Plan, order: str) -> S.Schedule:
-    """The schedule in an order by name: one of ORDERS."""
+def choose(plan: P.Plan, order: str, *, early: bool = False) -> S.Schedule:
+    """The schedule in an order by name: one of ORDERS. `early`: as for `schedule_in`."""
     key = plan.structure, order
     found = _ORDERS.get(key) or _ORDERS.put(key, _find_order(plan, order))
-    return schedule_in(plan, found)
+    return schedule_in(plan, found, early=early)
 
 
 def _find_order(plan: P.Plan, order: str) -> R.Order:

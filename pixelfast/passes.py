@@ -469,11 +469,14 @@ def _moved(ins: Instruction, args: Sequence[int]) -> Instruction:
 _LEAST_SHARED = 64  # channels to sum over that are worth a sum of their own
 
 
-def share(plan: Plan) -> Plan:
+def share(plan: Plan, *, alone: bool = False) -> Plan:
     """Where a convolution was split, as by colours, sum what all parts read at other positions for all of them at once.
 
     The sums of the parts go on from there. So neighbours are read once, not once for each colour, and before the first
     colour of a position is drawn. A sum has one order: what is shared is where the sums of all parts begin.
+
+    alone: also of one part. It saves no work, but what is read at other positions is there before a position's turn
+    comes, so that fewer multiply-adds are left to wait for.
     """
     found: dict[tuple, list[int]] = {}
     for i, op in enumerate(plan.ops):
@@ -486,7 +489,7 @@ def share(plan: Plan) -> Plan:
     for members in found.values():
         parts = [op for op in (plan.ops[i] for i in members) if isinstance(op, ConvOp)]
         n = _taps_in_common(plan, parts)
-        if len(parts) > 1 and n:
+        if n and (len(parts) > 1 or (alone and parts[0].alive[n:].any())):
             shared, *rest = _shared(plan, parts, n, build)
             for i, op in zip(members, rest, strict=True):
                 ops[i] = [op]

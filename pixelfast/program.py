@@ -24,7 +24,6 @@ from .plan import (
     MapOp,
     stride_of,
 )
-from .readiness import NEVER
 from .schedule import Ring, Schedule
 from .words import FUNCTIONS, OPS, Buffer, C, Decoded, decode
 
@@ -107,7 +106,9 @@ def followers(schedule: Schedule) -> dict[int, int]:
     """
     plan, found = schedule.plan, {}
     of_map = {op.out: i for i, op in enumerate(plan.ops) if isinstance(op, ConvOp)}
-    steps = [set(np.unique(s).tolist()) - {NEVER} for s in schedule.steps]
+    times = [np.unique(t[t >= 0]) for t in schedule.times]
+    run = [t for t, op in zip(times, plan.ops, strict=True) if not isinstance(op, ConstantOp | ConditionOp)]
+    turns = np.sort(np.concatenate(run))
     for j, op in enumerate(plan.ops):
         loads = [ins for ins in op.code if ins.fn == "load"] if isinstance(op, MapOp) else []
         sources = {int(m) for ins in loads for m in np.unique(plan.map_of(ins.refs))}
@@ -128,7 +129,7 @@ def followers(schedule: Schedule) -> dict[int, int]:
             and op.phase == conv.phase == WHOLE
             and plan.maps[op.out].home not in read | {plan.maps[conv.out].home}
             and np.array_equal(schedule.steps[i], schedule.steps[j])
-            and not any(steps[k] & steps[i] for k in range(i + 1, j))
+            and np.array_equal(np.searchsorted(turns, times[i]) + 1, np.searchsorted(turns, times[j]))
         ):
             found[i] = j
     return found

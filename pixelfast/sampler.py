@@ -126,7 +126,7 @@ def sampler_of(prepared: Prepared, planned: Planned, *, order: str = "auto", tar
     """Schedule a plan, and load it. Raises `CausalityError`."""
     return Sampler(
         planned.plan,
-        choose(planned.plan, order),
+        choose(planned.plan, order, early=target.on_device),
         captured=planned.captured,
         head=planned.head,
         conditions=planned.conditions,

@@ -180,12 +180,15 @@ def _weights(plan: Plan, op: ConvOp) -> int:
     return op.products * sum(int((sources == m).sum()) for _, m in plan.live_taps(op))
 
 
-def schedule(plan: Plan, order: Order) -> Schedule:
-    """Give every element its step, and every map its ring. Raises `CausalityError`."""
+def schedule(plan: Plan, order: Order, *, early: bool = False) -> Schedule:
+    """Give every element its step, and every map its ring. Raises `CausalityError`.
+
+    early: what `passes.share` sums runs a step after what it reads, where it need not wait for that.
+    """
     if order.skew is not None:
         check_causal(plan, order)
     dependence = Dependence(plan)
-    steps = _steps(dependence, order)
+    steps = _steps(dependence, order, early)
     times = _times(dependence, steps)
     rings = _rings(plan, *_lifetimes(dependence, times))
     result = Schedule(plan, order, tuple(dependence.readiness(order)), tuple(steps), tuple(times), rings)
@@ -193,9 +196,10 @@ def schedule(plan: Plan, order: Order) -> Schedule:
     return result
 
 
-def _steps(dependence: Dependence, order: Order) -> list[np.ndarray]:
+def _steps(dependence: Dependence, order: Order, early: bool = False) -> list[np.ndarray]:
     """For each op, when its elements run."""
     plan = dependence.plan
+    starts = {int(m) for op in plan.ops if isinstance(op, ConvOp) for m in np.unique(plan.map_of(op.start))}
     ran = [np.zeros((m.height, m.width), np.int32) for m in plan.maps]
     dues = dependence.deadlines(order.steps)
 
@@ -213,7 +217,10 @@ def _steps(dependence: Dependence, order: Order) -> list[np.ndarray]:
         elif i in plan.loops:  # at once, since no two elements of a row of reads can run together
             steps = np.where(due == NEVER, NEVER, available)
         else:
-            steps = _lazy_steps(available, np.maximum(due, 0))
+            due = np.maximum(due, 0)
+            if early and op.out in starts:
+                available = np.minimum(available + 1, due)
+            steps = _lazy_steps(available, due)
         ran[op.out][plan.written(op)] = steps
         return steps
 
@@ -223,7 +230,8 @@ def _steps(dependence: Dependence, order: Order) -> list[np.ndarray]:
 def _times(dependence: Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarray]:
     """int64 per op, the time at which each element runs; -1 where it does not. Elements of one time are a launch.
 
-    Within a step ops run in order, and within a loop first what the others of that step read.
+    Within a step those ops come first that read nothing of that step, so that they need not wait for each other; then
+    all others. Ops run in order, and within a loop first what the others of that step read.
     """
     plan = dependence.plan
     n = len(plan.ops)
@@ -233,10 +241,12 @@ def _times(dependence: Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarr
     first = {i: part[0] for part in plan.parts for i in part}
     last = {op.out: i for i, op in enumerate(plan.ops) if not isinstance(op, HeadOp)}
     of_map = [np.zeros((m.height, m.width), np.int64) for m in plan.maps]
+    late = _in_wait(dependence, steps)
 
     def visit(i: int) -> np.ndarray:
         op = plan.ops[i]
-        turn = np.where(steps[i] == NEVER, 0, (steps[i].astype(np.int64) * n + first[i]) * turns)
+        phase = 2 * steps[i].astype(np.int64) + late[i]
+        turn = np.where(steps[i] == NEVER, 0, (phase * n + first[i]) * turns)
         for link in dependence.links[i] if i in plan.loops else ():
             writer = last[link.read.map]
             if writer >= first[i]:
@@ -247,6 +257,23 @@ def _times(dependence: Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarr
 
     found = propagate(plan, visit)
     return [np.where(s == NEVER, -1, t * n + i) for i, (s, t) in enumerate(zip(steps, found, strict=True))]
+
+
+def _in_wait(dependence: Dependence, steps: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """bool per op: which elements run with some of their op that read what runs in the same step."""
+    plan = dependence.plan
+    ran = on_maps(plan, steps)
+    found = []
+    for i, op in enumerate(plan.ops):
+        before = np.full(steps[i].shape, -1, np.int64)
+        for link in dependence.links[i]:
+            link.pull(np.maximum, np.where(ran[link.read.map] == NEVER, -1, ran[link.read.map]), before)
+        waits = (before >= steps[i]) & (steps[i] != NEVER)
+        alike = isinstance(op, InputOp) or i in plan.loops
+        found.append(
+            np.full(waits.shape, not isinstance(op, InputOp)) if alike else np.isin(steps[i], steps[i][waits])
+        )
+    return found
 
 
 def _lifetimes(

@@ -54,12 +54,12 @@ def test_fusing_changes_no_bit(case_):
 
 
 @every_network
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_sharing_changes_no_bit(case_, backend, monkeypatch):
+@pytest.mark.parametrize(("backend", "alone"), [("reference", False), ("cpu", False), ("cpu", True)])
+def test_sharing_changes_no_bit(case_, backend, alone, monkeypatch):
     monkeypatch.setattr(passes, "_LEAST_SHARED", 1)
     case = get(case_)
     order = case.order("wavefront")
-    plan = passes.share(fuse(case.plan, order))
+    plan = passes.share(fuse(case.plan, order), alone=alone)
     plan.verify()
     whole = case.sampler("wavefront", "reference")
     parted = recompile(whole, S.schedule(plan, order), backend=backend)
@@ -82,6 +82,23 @@ def test_colours_share_what_they_read_elsewhere():
     assert shared.offsets == ((-1, -1), (-1, 0), (-1, 1), (0, -1))
     assert shared.products == sum(len(op.start) for op in parts) == 64
     assert all(op.offsets == ((0, 0), (0, 1), (1, -1), (1, 0), (1, 1))[: len(op.offsets)] for op in parts)
+
+
+def test_devices_sum_what_is_read_elsewhere_before_a_position_has_its_turn():
+    """All layers but the first, which read the pixel drawn last, before anything that waits for another op."""
+    torch.manual_seed(0)
+    model = pf.models.PixelCNN(hidden=64, layers=3, levels=4).eval()
+    schedule = pf.compile(model, shape=(1, 6, 7), backend="emulated").schedule
+    plan = schedule.plan
+    assert [len(op.start) for op in ops_of(plan, "layers.1")] == [0, 64]
+    by_step: dict[int, list[str]] = {}
+    for step, i, _ in schedule.launches():
+        op = plan.ops[i]
+        begun = isinstance(op, P.ConvOp) and plan.maps[op.out].name.endswith(".shared")
+        by_step.setdefault(step, []).append("shared" if begun else type(op).__name__)
+    middle = by_step[schedule.count // 2]
+    assert middle[:4] == ["InputOp", "shared", "shared", "shared"]
+    assert "shared" not in middle[4:]
 
 
 @pytest.mark.parametrize("which", FIXED, ids=str)

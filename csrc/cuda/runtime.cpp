@@ -121,14 +121,22 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   const double wait = barrier == Barrier::block     ? kBlockWaitCycles
                       : barrier == Barrier::cluster ? kClusterWaitCycles
                                                     : kTeamWaitCycles;
-  double total = 0;
+  double total = 0, sums = 0,
+         deepest = 0;  // multiply-adds of launches that do not wait, and the longest chain
+  const auto finish = [&] {
+    total += std::max(sums / threads, deepest) * kMultiplyAddCycles;
+    sums = deepest = 0;
+  };
   for (const FlatLaunch& launch : flat_.launches) {
+    if (launch.waits) finish(), total += wait;
     const OpRecord& op = program_.ops[launch.op];
     const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + kTileRows - 1) / kTileRows;
-    const double rounds = std::ceil(static_cast<double>(tiles * op.channels) / threads);
-    total += kLaunchCycles + (launch.waits ? wait : 0) +
-             rounds * static_cast<double>(op.depth) * kMultiplyAddCycles;
+    const auto depth = static_cast<double>(op.depth);
+    sums += static_cast<double>(tiles * op.channels) * depth;
+    deepest = std::max(deepest, depth);
+    total += kLaunchCycles;
   }
+  finish();
   const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;
   return total * static_cast<double>((chunks + crew.teams - 1) / crew.teams);
 }

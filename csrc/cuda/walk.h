@@ -81,9 +81,13 @@ class Walker {
          first_ += static_cast<int64_t>(w_.teams) * w_.chunk) {
       images_ = w_.n - first_ < w_.chunk ? w_.n - first_ : w_.chunk;
       if (barrier()) return;
+      turn_ = rank_;
       for (int i = 0; i < p_.n_launches; ++i) {
         const FlatLaunch& launch = p_.launches[i];
-        if (launch.waits && barrier()) return;
+        if (launch.waits) {
+          if (barrier()) return;
+          turn_ = rank_;
+        }
         run_launch(launch);
         steps_ += launch.ends_step;
       }
@@ -166,33 +170,41 @@ class Walker {
     return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
   }
 
+  // Units of work are dealt to the threads in turn, on from launch to launch until they wait for each other.
   PIXELFAST_DEVICE void run_launch(const FlatLaunch& launch) {
     const FlatOp& op = p_.ops[launch.op];
     const int64_t rows = launch.positions * images_;
+    int64_t threads = 0;  // that have a unit
     switch (static_cast<Op>(op.op)) {
       case Op::input:
-        for (int64_t k = rank_; k < rows * op.channels; k += size_) {
+        threads = rows * op.channels;
+        for (int64_t k = turn_; k < threads; k += size_) {
           run_input(op, row_of(launch, k / op.channels), static_cast<int32_t>(k % op.channels));
         }
-        return;
+        break;
       case Op::conv:
       case Op::map: {
-        const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-        for (int64_t k = rank_; k < tiles * op.channels; k += size_) {
+        threads = (rows + kTileRows - 1) / kTileRows * op.channels;
+        for (int64_t k = turn_; k < threads; k += size_) {
           run_tile(op, launch, k / op.channels * kTileRows, rows, static_cast<int32_t>(k % op.channels));
         }
-        return;
+        break;
       }
       case Op::attend:
-        for (int64_t k = rank_ / simt::kWarp; k < rows * op.heads; k += size_ / simt::kWarp) {
+        threads = rows * op.heads * simt::kWarp;
+        for (int64_t k = turn_ / simt::kWarp; k < rows * op.heads; k += size_ / simt::kWarp) {
           run_attention(op, row_of(launch, k / op.heads), static_cast<int32_t>(k % op.heads));
         }
-        return;
+        break;
       default:
-        for (int64_t k = rank_ / simt::kWarp; k < rows; k += size_ / simt::kWarp) {
+        threads = rows * simt::kWarp;
+        for (int64_t k = turn_ / simt::kWarp; k < rows; k += size_ / simt::kWarp) {
           run_head(op, row_of(launch, k));
         }
     }
+    // By whole warps, which stay together.
+    const auto dealt = static_cast<int>((threads + simt::kWarp - 1) / simt::kWarp * simt::kWarp % size_);
+    turn_ = turn_ >= dealt ? turn_ - dealt : turn_ - dealt + size_;
   }
 
   PIXELFAST_DEVICE int64_t pixel(const Row& r, int32_t colour) const {
@@ -398,6 +410,7 @@ class Walker {
   const int team_, rank_, size_;  // rank: of a thread in its team
   int64_t first_ = 0, images_ = 0;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
+  int turn_ = 0;                 // the first unit of a launch that is this thread's
 };
 
 }  // namespace
