@@ -43,7 +43,7 @@ def gpu() -> dict[str, str]:
 
 def verify(device: Sampler, cpu: Sampler, n: int = 3) -> None:
     """Check that two backends draw the same images, with the same log-probabilities. Raises ValueError if not."""
-    want, got = cpu.sample(n, seed=1), device.sample(n, seed=1)
+    want, got = cpu.sample(n, seed=1), device.sample(n, seed=1).cpu()
     if not (torch.equal(got.images, want.images) and torch.equal(got.log_prob, want.log_prob)):
         raise ValueError(f"[verify] {device.target.backend} and cpu draw different images")
 

@@ -18,7 +18,9 @@ def masked_conv_weight_grad(**arguments: Any) -> None: ...
 class Program:
     last_multiply_adds: int
     device: str
-    def __init__(self, words: np.ndarray, data: np.ndarray, device: int = 0) -> None: ...
+    def __init__(
+        self, words: np.ndarray, data: np.ndarray, device: int = 0, precision: str = "fp32"
+    ) -> None: ...
     def run(
         self,
         *,

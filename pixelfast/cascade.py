@@ -186,7 +186,7 @@ def enlarged(
     size = (len(small), *shape)
     levels = np.zeros(size, np.int64) if given is None else given.astype(np.int64)
     kept = np.zeros(size, bool) if known is None else known.copy()
-    levels[:, :, ::2, ::2], kept[:, :, ::2, ::2] = small.numpy(), True
+    levels[:, :, ::2, ::2], kept[:, :, ::2, ::2] = small.cpu().numpy(), True
     return {"given": levels, "known": kept}
 
 

@@ -69,9 +69,9 @@ class Target:
             raise ValueError(
                 f"[compile] precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
-        if self.precision == "bf16" and self.backend != "cpu":
-            raise ValueError(f"[compile] precision bf16 is of the cpu backend, got backend {self.backend!r}")
-        if self.precision == "bf16" and not _cpu.bf16_kernels(self.isa or ""):
+        if self.precision == "bf16" and self.backend == "reference":
+            raise ValueError("[compile] precision bf16 is not one of backend 'reference'")
+        if self.precision == "bf16" and self.backend == "cpu" and not _cpu.bf16_kernels(self.isa or ""):
             raise ValueError(
                 f"[compile] precision bf16 needs AVX-512 with BF16, which {self.isa or 'this machine'} lacks; "
                 'use precision="fp32"'
@@ -102,7 +102,7 @@ class Target:
         if self.kind == "reference":
             return Reference(program)
         if self.on_device:
-            return _devices(self.kind).Program(program.words, program.data, self.index)
+            return _devices(self.kind).Program(program.words, program.data, self.index, self.precision)
         return _cpu.Program(program.words, program.data, self.isa, self.precision)
 
 

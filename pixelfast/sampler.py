@@ -47,6 +47,10 @@ class Sample:
     images: Tensor
     log_prob: Tensor
 
+    def cpu(self) -> Sample:
+        """The same on the CPU: samples of a GPU lie there."""
+        return Sample(self.images.cpu(), self.log_prob.cpu())
+
 
 def compile(
     module: nn.Module,
@@ -81,11 +85,13 @@ def compile(
         dtype. E.g. `{"labels": torch.int64, "top": torch.zeros(8, 8, dtype=torch.int64)}`.
     - `output`: where forward returns more than one tensor of parameters: the index, key or attribute of the head's, or
         a function of what forward returns. The rest (losses, states, ...) is not computed.
-    - `backend`: "cpu", or "reference" (plain Python, very slow, for checking).
+    - `backend`: "cpu"; "cuda", or "cuda:1" for the second GPU, where samples then lie; or for checking "reference"
+        (plain Python, very slow) and "emulated" (the code of a GPU, on the processor).
     - `isa`: the instruction set of the cpu backend; the best that there is by default.
     - `precision`: "fp32", or "bf16": products of numbers rounded to bfloat16, summed in float32, for half the memory
-        of weights and up to twice the speed, where the machine has AVX-512 with BF16. The distribution is then a
-        slightly different one; its bits are the same for any batch, order and threads, but may differ between machines.
+        of weights and up to three times the speed; on processors with AVX-512 BF16, with AMX or without, and GPUs. The
+        distribution is then a slightly different one; its bits are the same for any batch, order and threads, but may
+        differ between machines.
 
     Raises `ValueError`: `CaptureError` where torch.export fails, `LoweringError` where an op is not supported,
     `CausalityError` where the model is not autoregressive in raster order, or for bad arguments.

@@ -337,11 +337,7 @@ def test_doctor_checks_the_runtimes(monkeypatch, capsys):
 def test_doctor_reports_a_difference(monkeypatch):
     class Fake:
         def sample(self, n, **options):
-            class Samples:
-                images = torch.randint(0, 256, (n, 64))
-                log_prob = torch.zeros(n)
-
-            return Samples()
+            return pf.Sample(torch.randint(0, 256, (n, 64)), torch.zeros(n))
 
     monkeypatch.setattr(doctor, "compile_model", lambda *args, **kwargs: Fake())
     with pytest.raises(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from zoo import ON_A_GPU
 
 import pixelfast as pf
 from pixelfast import _cpu, data
@@ -17,8 +18,11 @@ from pixelfast.cli import main
 from pixelfast.models.base import MaskedConv2d
 
 needs_bf16 = pytest.mark.skipif(not _cpu.bf16_kernels(), reason="this machine has no AVX-512 with BF16")
-KERNELS = sorted({_cpu.bf16_kernels(), "avx512bf16"}) if _cpu.bf16_kernels() else [""]
-on_all_kernels = pytest.mark.parametrize("kernels", KERNELS)  # that this machine has
+KERNELS = sorted({_cpu.bf16_kernels(), "avx512bf16"}) if _cpu.bf16_kernels() else []
+everywhere = pytest.mark.parametrize(  # that this machine has
+    ("backend", "kernels"),
+    [*(("cpu", name) for name in KERNELS), ("emulated", ""), pytest.param("cuda", "", marks=ON_A_GPU)],
+)
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -36,30 +40,28 @@ def rounded(module):
     return module
 
 
-@needs_bf16
-@on_all_kernels
+@everywhere
 @pytest.mark.parametrize("channels", [1, 3])  # of 3 colours, odd numbers of channels
-def test_products_are_of_rounded_numbers(channels, kernels, monkeypatch):
+def test_products_are_of_rounded_numbers(channels, backend, kernels, monkeypatch):
     monkeypatch.setenv("PIXELFAST_BF16", kernels)
-    sampler = pf.compile(model(channels=channels), shape=(channels, 6, 7), precision="bf16")
+    sampler = pf.compile(model(channels=channels), shape=(channels, 6, 7), precision="bf16", backend=backend)
     images = torch.randint(0, 5, (4, channels, 6, 7), generator=torch.Generator().manual_seed(1))
     module = rounded(model(channels=channels))
     with torch.no_grad():
         want = module.head.log_prob(module(images), images)
     exact = pf.compile(model(channels=channels), shape=(channels, 6, 7)).log_prob(images)
-    got = sampler.log_prob(images)
+    got = sampler.log_prob(images).cpu()
     off, rounding = (got - want).abs().max(), (exact - want).abs().max()
     assert off < 2e-3
     assert off < rounding / 4  # it is the rounded model that is computed
 
 
-@needs_bf16
-@on_all_kernels
-def test_same_bits_for_every_batch_order_and_crew(kernels, monkeypatch):
+@everywhere
+def test_same_bits_for_every_batch_order_and_crew(backend, kernels, monkeypatch):
     monkeypatch.setenv("PIXELFAST_BF16", kernels)
     shape = (3, 5, 6)
     compiled = {
-        o: pf.compile(model(channels=3), shape=shape, order=o, precision="bf16")
+        o: pf.compile(model(channels=3), shape=shape, order=o, precision="bf16", backend=backend)
         for o in ("raster", "wavefront")
     }
     want = compiled["raster"].sample(5, seed=2, threads=1, chunk=1)
@@ -105,7 +107,7 @@ def test_what_is_refused(capsys, tmp_path):
     small = model()
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'fp16'"):
         pf.compile(small, shape=(1, 2, 2), precision="fp16")
-    with pytest.raises(ValueError, match="precision bf16 is of the cpu backend, got backend 'reference'"):
+    with pytest.raises(ValueError, match="precision bf16 is not one of backend 'reference'"):
         pf.compile(small, shape=(1, 2, 2), backend="reference", precision="bf16")
     with pytest.raises(ValueError, match="needs AVX-512 with BF16, which scalar lacks"):
         pf.compile(small, shape=(1, 2, 2), isa="scalar", precision="bf16")

@@ -14,6 +14,7 @@
 #include <new>
 #include <utility>
 
+#include "core/bf16.h"
 #include "cpu/walker.h"
 
 namespace pixelfast {
@@ -26,15 +27,8 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 
 constexpr int64_t kPairs = 8;  // that Bf16Kernels::round writes at a time
 
-uint32_t bf16_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  if (x != x) return bits >> 16 | 0x40;  // still NaN
-  return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
-}
-
 float pair_of(float first, float second) {
-  const uint32_t bits = bf16_of(first) | bf16_of(second) << 16;
+  const uint32_t bits = bf16_of(first) | static_cast<uint32_t>(bf16_of(second)) << 16;
   float pair;
   std::memcpy(&pair, &bits, sizeof pair);
   return pair;

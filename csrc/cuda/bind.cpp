@@ -24,11 +24,11 @@ namespace {
 
 class DeviceProgram {
  public:
-  DeviceProgram(const py::object& words, const py::object& data, int device)
+  DeviceProgram(const py::object& words, const py::object& data, int device, const std::string& precision)
       : engine_(elements<int32_t>(words, "[program] words", {length(words, "[program] words")}),
                 length(words, "[program] words"),
                 elements<float>(data, "[program] data", {length(data, "[program] data")}),
-                length(data, "[program] data"), device) {}
+                length(data, "[program] data"), device, is_bf16(precision)) {}
 
   void run(const py::object& images, const py::object& log_prob, const py::object& given,
            const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
@@ -83,6 +83,13 @@ class DeviceProgram {
   int64_t last_multiply_adds = 0;
 
  private:
+  static bool is_bf16(const std::string& precision) {
+    if (precision != "fp32" && precision != "bf16") {
+      fail("[precision] must be \"fp32\" or \"bf16\", got '" + precision + "'");
+    }
+    return precision == "bf16";
+  }
+
   Engine engine_;
 };
 
@@ -201,8 +208,8 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   });
 #endif
   py::class_<DeviceProgram>(m, "Program", py::module_local())
-      .def(py::init<const py::object&, const py::object&, int>(), py::arg("words"), py::arg("data"),
-           py::arg("device") = 0)
+      .def(py::init<const py::object&, const py::object&, int, const std::string&>(), py::arg("words"),
+           py::arg("data"), py::arg("device") = 0, py::arg("precision") = "fp32")
       .def("run", &DeviceProgram::run, py::kw_only(), py::arg("images"), py::arg("log_prob"),
            py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
            py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,

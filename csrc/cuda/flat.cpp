@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/bf16.h"
 #include "core/waits.h"
 
 namespace pixelfast {
@@ -21,7 +22,7 @@ int64_t work_of(const OpRecord& op, int32_t x) {
 
 }  // namespace
 
-Flat::Flat(const Program& program) {
+Flat::Flat(const Program& program, const float* data) {
   for (const Buffer& b : program.buffers) {
     const auto place = [&](int64_t at) { places.push_back(static_cast<int32_t>(at)); };
     const auto rows = static_cast<int32_t>(places.size());
@@ -38,6 +39,11 @@ Flat::Flat(const Program& program) {
     f.channels = op.channels, f.table = op.table, f.stride_y = op.stride_y, f.stride_x = op.stride_x;
     f.product_channels = op.product_channels, f.weight = op.weight, f.bias = op.bias;
     f.start_buffer = op.op == Op::conv ? op.start.buffer : -1, f.start_channel = op.start.channel;
+    if (data != nullptr && op.depth > 0) {
+      f.weight = static_cast<int32_t>(halves.size());
+      for (int64_t k = 0; k < op.depth * op.product_channels; ++k)
+        halves.push_back(bf16_of(data[op.weight + k]));
+    }
     f.first_tap = static_cast<int32_t>(taps.size()), f.n_taps = static_cast<int32_t>(op.taps.size());
     f.first_instruction = static_cast<int32_t>(instructions.size());
     f.n_instructions = static_cast<int32_t>(op.instructions.size());

@@ -49,6 +49,7 @@ struct FlatProgram {
   const Position* positions;
   const FlatLaunch* launches;
   const float* data;
+  const uint16_t* halves;  // in the bf16 mode the weights of all products, else null
   int32_t n_launches, colours, height, width, levels;
   int64_t arena_floats, condition_floats;
 };
@@ -88,13 +89,15 @@ struct Walk {
 
 // The arrays of a program, on the host.
 struct Flat {
-  explicit Flat(const Program& program);
+  // With `data`, for the bf16 mode: then `FlatOp::weight` is a place in `halves`.
+  Flat(const Program& program, const float* data);
 
   std::vector<FlatBuffer> buffers;
   std::vector<FlatOp> ops;
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;
   std::vector<int32_t> attention;
+  std::vector<uint16_t> halves;
   std::vector<int32_t> places;
   std::vector<Position> positions;
   std::vector<FlatLaunch> launches;

@@ -66,9 +66,10 @@ Memory& Memory::operator=(Memory&& other) noexcept {
   return *this;
 }
 
-Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device)
+Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device,
+               bool bf16)
     : program_(decode_program(words, n_words, n_data)),
-      flat_(program_),
+      flat_(program_, bf16 ? data : nullptr),
       device_(device_info(checked_device(device))),
       buffers_(sent(device, flat_.buffers)),
       ops_(sent(device, flat_.ops)),
@@ -78,7 +79,8 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       places_(sent(device, flat_.places)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
-      data_(sent(device, data, static_cast<size_t>(n_data))) {}
+      data_(sent(device, data, static_cast<size_t>(n_data))),
+      halves_(sent(device, flat_.halves)) {}
 
 Engine::Crew Engine::crew_of(int64_t n, int chunk, int blocks) const {
   const int most = std::max(device_.blocks / blocks, 1);
@@ -176,6 +178,7 @@ Walk Engine::walk_of(const Request& r, const Crew& crew) const {
                   as<Position>(positions_),
                   as<FlatLaunch>(launches_),
                   as<float>(data_),
+                  flat_.halves.empty() ? nullptr : as<uint16_t>(halves_),
                   static_cast<int32_t>(flat_.launches.size()),
                   p.colours,
                   p.height,

@@ -31,7 +31,8 @@ struct Estimate {
 class Engine {
  public:
   // Throws std::invalid_argument where the program is not valid, or there is no such device.
-  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device);
+  // `bf16`: products are of numbers rounded to bf16, summed in float32.
+  Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device, bool bf16);
 
   // Returns the multiply-adds executed. `progress` is called now and then with the fraction done; what it
   // throws stops the run and is thrown from here. Throws std::invalid_argument where logits give no
@@ -63,7 +64,7 @@ class Engine {
   Program program_;
   Flat flat_;
   DeviceInfo device_;
-  Memory buffers_, ops_, taps_, instructions_, attention_, places_, positions_, launches_, data_;
+  Memory buffers_, ops_, taps_, instructions_, attention_, places_, positions_, launches_, data_, halves_;
 };
 
 }  // namespace cuda

@@ -3,6 +3,7 @@
 // the bit.
 #pragma once
 
+#include "core/bf16.h"
 #include "cuda/flat.h"
 #include "cuda/levels.h"
 #include "cuda/simt.h"
@@ -274,14 +275,27 @@ class Walker {
   // Product channel j of a tile: each row is one chain of multiply-adds.
   PIXELFAST_DEVICE void product(const FlatOp& op, const Row* row, int32_t j, float* value) const {
     const float bias = op.bias < 0 ? 0.0f : p_.data[op.bias + j];
-    float acc[kTileRows];
     for (int r = 0; r < kTileRows; ++r) {
-      acc[r] = bias;
+      value[r] = bias;
       if (op.start_buffer < 0) continue;
       const float* start = place(op.start_buffer, op.start_channel, row[r], row[r].y, row[r].x);
-      acc[r] = start == nullptr ? 0.0f : start[j];
+      value[r] = start == nullptr ? 0.0f : start[j];
     }
-    const float* weight = p_.data + op.weight + j;
+    if (p_.halves == nullptr) {
+      add_products(
+          op, row, p_.data + op.weight + j, value, [](float x) { return x; }, [](float w) { return w; });
+    } else {
+      add_products(
+          op, row, p_.halves + op.weight + j, value, [](float x) { return from_bf16(bf16_of(x)); },
+          [](uint16_t w) { return from_bf16(w); });
+    }
+  }
+
+  template <class Weight, class Input, class Widen>
+  PIXELFAST_DEVICE void add_products(const FlatOp& op, const Row* row, const Weight* weight, float* value,
+                                     Input input, Widen widen) const {
+    float acc[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) acc[r] = value[r];
     for (int t = 0; t < op.n_taps; ++t) {
       const Tap& tap = p_.taps[op.first_tap + t];
       const float* in[kTileRows];
@@ -290,8 +304,10 @@ class Walker {
                       row[r].x * op.stride_x + tap.dx);
       }
       for (int i = 0; i < tap.channels; ++i, weight += op.product_channels) {
-        const float w = *weight;
-        for (int r = 0; r < kTileRows; ++r) acc[r] = fma_of(in[r] == nullptr ? 0.0f : in[r][i], w, acc[r]);
+        const float w = widen(*weight);
+        for (int r = 0; r < kTileRows; ++r) {
+          acc[r] = fma_of(in[r] == nullptr ? 0.0f : input(in[r][i]), w, acc[r]);
+        }
       }
     }
     for (int r = 0; r < kTileRows; ++r) value[r] = acc[r];
