@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelfast import __version__, cli, demo, doctor, models
+from pixelfast import Sample, __version__, cli, demo, doctor, models
 
 CLASSES = tuple(f"class {i}" for i in range(10))
 
@@ -337,7 +337,7 @@ def test_doctor_checks_the_runtimes(monkeypatch, capsys):
 def test_doctor_reports_a_difference(monkeypatch):
     class Fake:
         def sample(self, n, **options):
-            return pf.Sample(torch.randint(0, 256, (n, 64)), torch.zeros(n))
+            return Sample(torch.randint(0, 256, (n, 64)), torch.zeros(n))
 
     monkeypatch.setattr(doctor, "compile_model", lambda *args, **kwargs: Fake())
     with pytest.raises(
