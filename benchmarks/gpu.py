@@ -84,6 +84,21 @@ def measure(
     return rows
 
 
+def launch_seconds(backend: str, teams: Sequence[int], repeats: int) -> dict[str, float]:
+    """Seconds for each launch of a network in which next to nothing is computed: waiting, and finding rows and places.
+
+    By the number of blocks that share an image. Times as many launches depend on each other, it is a floor.
+    """
+    model = models.PixelCNN(hidden=2, layers=32, levels=2, head="bernoulli").eval()
+    device = compile_model(model, shape=(1, 12, 12), order="raster", backend=backend)
+    count = sum(1 for _ in device.schedule.launches())
+    contestants = {
+        f"{team} blocks": lambda team=team: harness.timed(lambda: device.sample(1, team=team))
+        for team in teams
+    }
+    return {name: found / count for name, found in harness.interleaved(contestants, repeats).items()}
+
+
 def convolution(
     module: ModuleType, size: int, batch: int, hidden: int, device: str, repeats: int
 ) -> dict[str, Any]:
@@ -136,7 +151,8 @@ def convolution_table(result: Mapping[str, Any]) -> list[list[str]]:
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of a table, the head first."""
-    lines = [["model", "batch", "launches", "best", "of", "cpu", "plain loop*", "vs plain"]]
+    lines = [["model", "batch", "launches", "best", "of", "over launches", "cpu", "plain loop*", "vs plain"]]
+    floor = result.get("launch_seconds", {})
     for row in result["rows"]:
         seconds = {name: value for name, value in row["seconds"].items() if name != "cpu"}
         best = min(seconds, key=lambda name: seconds[name])
@@ -148,6 +164,7 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
                 f"{row['launches']:,}",
                 duration(seconds[best]),
                 best,
+                f"{seconds[best] / floor[best] / row['launches']:.2f}" if best in floor else "",
                 duration(row["seconds"]["cpu"]),
                 duration(loop) if loop else "",
                 f"{loop / seconds[best]:,.0f}x" if loop else "",
@@ -191,9 +208,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result["convolutions"] = [
         convolution(module, *sizes, device, options.repeats) for sizes in CONVOLUTIONS if options.convolutions
     ]
+    result["launch_seconds"] = launch_seconds(options.backend, options.teams, options.repeats)
     result["gpu"] = gpu()
     result["backend"] = options.backend
     print(harness.table(table(result)))
+    print("over launches: the time, over that of as many launches with next to nothing in them")
     print("* extrapolated from three forward passes")
     print(harness.table(convolution_table(result)))
     if options.out is not None:

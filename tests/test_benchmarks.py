@@ -433,9 +433,10 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     gpu.run(parser.parse_args(options))
     record = json.loads(out.read_text())
     assert record["backend"] == "emulated"
+    assert set(record["launch_seconds"]) == {"1 blocks", "2 blocks"}
     assert set(record["convolutions"][0]["seconds"]) == {"1x2", "2x3"}
     assert [set(row["seconds"]) for row in record["rows"]] == [{"1 blocks", "2 blocks", "cpu"}] * 2
-    assert "launches" in capsys.readouterr().out
+    assert "over launches" in capsys.readouterr().out
     other = compile_model(models.PixelCNN(levels=3, hidden=5), shape=tiny.shape)
     with pytest.raises(ValueError, match="emulated and cpu draw different images"):
         gpu.verify(compile_model(tiny.model(), shape=tiny.shape, backend="emulated"), other)
