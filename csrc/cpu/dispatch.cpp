@@ -1,6 +1,6 @@
 #include "cpu/dispatch.h"
 
-#ifdef PIXELFAST_X86
+#ifdef PIXELFAST_AMX
 #include <cpuid.h>
 #ifdef __linux__
 #include <sys/syscall.h>
@@ -28,7 +28,7 @@ std::vector<const Kernels*> detect() {
   return found;
 }
 
-#ifdef PIXELFAST_X86
+#ifdef PIXELFAST_AMX
 // Whether there are tiles, and the system lets this process have them, for which it must be asked.
 bool may_use_amx() {
 #ifdef __linux__
@@ -77,14 +77,20 @@ bool has_bf16(const Kernels& kernels) {
 const Bf16Kernels& find_bf16_kernels(const Kernels& kernels) {
 #ifdef PIXELFAST_X86
   if (has_bf16(kernels)) {
+    std::vector<const Bf16Kernels*> found = {&kAvx512Bf16Kernels};
+#ifdef PIXELFAST_AMX
     static const bool amx = may_use_amx();
+    if (amx) found.push_back(&kAmxKernels);
+#endif
     const char* variable = std::getenv("PIXELFAST_BF16");
-    const std::string wanted = variable != nullptr && *variable != '\0' ? variable : "";
-    if (!wanted.empty() && wanted != kAvx512Bf16Kernels.name && !(amx && wanted == kAmxKernels.name)) {
-      throw std::invalid_argument("[precision] PIXELFAST_BF16 is '" + wanted + "', but this machine runs: " +
-                                  kAvx512Bf16Kernels.name + (amx ? ", amx" : ""));
+    const std::string wanted = variable != nullptr && *variable != '\0' ? variable : found.back()->name;
+    std::string names;
+    for (const Bf16Kernels* k : found) {
+      if (wanted == k->name) return *k;
+      names += (names.empty() ? "" : ", ") + std::string(k->name);
     }
-    return amx && wanted != kAvx512Bf16Kernels.name ? kAmxKernels : kAvx512Bf16Kernels;
+    throw std::invalid_argument("[precision] PIXELFAST_BF16 is '" + wanted +
+                                "', but this machine runs: " + names);
   }
 #endif
   const bool best = &kernels == usable_kernels().back();

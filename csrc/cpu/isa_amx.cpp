@@ -125,6 +125,8 @@ void product(const ProductArgs& p) {
 
 void leave() { _tile_release(); }
 
+#include "cpu/pairs.inl"
+
 }  // namespace
 
 const Bf16Kernels kAmxKernels = {"amx", kSide, product, round_to_pairs, leave};

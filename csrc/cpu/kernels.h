@@ -123,8 +123,6 @@ struct Bf16Kernels {
   void (*leave)();  // after products, or null
 };
 
-void round_to_pairs(const float* x, int n, float* pairs);  // by AVX-512 with BF16
-
 extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;  // these are defined where PIXELFAST_X86 is
 extern const Kernels kAvx512Kernels;
