@@ -28,6 +28,7 @@ CASES = (
     (Case(models.GatedPixelCNN, 3, 32, 128, 15), (16,)),
 )
 CONVOLUTIONS = ((32, 64, 64), (32, 128, 128), (64, 64, 256))  # image, batch, hidden
+TRAINING = ((32, 64, 128, 15), (32, 128, 128, 15))  # image, batch, hidden, layers
 QUERY = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 
 
@@ -138,6 +139,64 @@ def convolution(
     return row
 
 
+def training_step(
+    module: ModuleType, size: int, batch: int, hidden: int, layers: int, device: str, repeats: int
+) -> dict[str, Any]:
+    """A training step of a Gated PixelCNN, forward and backward in bf16: with the kernels, and with their twin."""
+    torch.manual_seed(0)
+    model = models.GatedPixelCNN(channels=3, hidden=hidden, layers=layers).to(device)
+    images = torch.randint(0, 256, (batch, 3, size, size), device=device)
+    kernels, key = Kernels(module), "CUDA" if device == "cuda" else "CPU"
+    peaks: dict[str, int] = {}
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = -model.log_prob(images).sum()
+        loss.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(name: str) -> float:
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        found = harness.timed(step)
+        peaks[name] = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+        return found
+
+    def with_kernels() -> float:
+        with torch.library._scoped_library("pixelfast", "IMPL") as library:
+            kernels.register(library, key)
+            return timed("kernels")
+
+    seconds = harness.interleaved({"kernels": with_kernels, "twin": lambda: timed("twin")}, repeats)
+    return {
+        "size": size,
+        "batch": batch,
+        "hidden": hidden,
+        "layers": layers,
+        "seconds": seconds,
+        "nbytes": peaks,
+    }
+
+
+def training_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """How many times as fast a training step is with the kernels."""
+    lines = [["image", "batch", "hidden", "layers", "kernels", "twin", "faster", "memory"]]
+    for row in result["training"]:
+        seconds, nbytes = row["seconds"], row["nbytes"]
+        lines.append(
+            [
+                f"{row['size']}x{row['size']}",
+                *(str(row[name]) for name in lines[0][1:4]),
+                *(duration(seconds[name]) for name in ("kernels", "twin")),
+                f"{seconds['twin'] / seconds['kernels']:.2f}x",
+                f"{nbytes['kernels'] / nbytes['twin']:.2f}x" if nbytes["twin"] else "",
+            ]
+        )
+    return lines
+
+
 def convolution_table(result: Mapping[str, Any]) -> list[list[str]]:
     """How many times as fast as their twin the kernels are."""
     lines = [["image", "batch", "hidden", "kernel", "forward", "to input", "to weight"]]
@@ -208,6 +267,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     result["convolutions"] = [
         convolution(module, *sizes, device, options.repeats) for sizes in CONVOLUTIONS if options.convolutions
     ]
+    result["training"] = [
+        training_step(module, *sizes, device, options.repeats) for sizes in TRAINING if options.convolutions
+    ]
     result["launch_seconds"] = launch_seconds(options.backend, options.teams, options.repeats)
     result["gpu"] = gpu()
     result["backend"] = options.backend
@@ -215,6 +277,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print("over launches: the time, over that of as many launches with next to nothing in them")
     print("* extrapolated from three forward passes")
     print(harness.table(convolution_table(result)))
+    print(harness.table(training_table(result)))
     if options.out is not None:
         harness.save(result, options.out)
     return result

@@ -425,6 +425,7 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     tiny = sampling.Case(models.PixelCNN, 1, 4, 4, 1, levels=3)
     monkeypatch.setattr(gpu, "CASES", ((tiny, (1, 2)),))
     monkeypatch.setattr(gpu, "CONVOLUTIONS", ((4, 1, 2),))
+    monkeypatch.setattr(gpu, "TRAINING", ((4, 1, 3, 1),))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     parser = gpu.argparse.ArgumentParser()
     gpu.add_arguments(parser)
@@ -433,6 +434,7 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     gpu.run(parser.parse_args(options))
     record = json.loads(out.read_text())
     assert record["backend"] == "emulated"
+    assert set(record["training"][0]["seconds"]) == {"kernels", "twin"}
     assert set(record["launch_seconds"]) == {"1 blocks", "2 blocks"}
     assert set(record["convolutions"][0]["seconds"]) == {"1x2", "2x3"}
     assert [set(row["seconds"]) for row in record["rows"]] == [{"1 blocks", "2 blocks", "cpu"}] * 2

@@ -213,7 +213,8 @@ int64_t Engine::run(const DeviceRequest& r, const std::function<void(double)>& p
     if (part.given != nullptr) part.given += first * pixels;
     if (part.conditions != nullptr) part.conditions += first * p.condition_floats;
     const double share = static_cast<double>(part.n) / r.n, before = static_cast<double>(first) / r.n;
-    const Crew crew = fitting(choose_crew(part), room - part.n * each);
+    const size_t batch = part.n * each;
+    const Crew crew = fitting(choose_crew(part), room > batch ? room - batch : 0);
     run_part(part, crew, first, [&](double done) { progress(before + done * share); });
   }
   return flat_.multiply_adds * r.n;
