@@ -239,14 +239,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teams", type=int, nargs="+", default=(1, 2, 4, 8), metavar="N", help="blocks that share images"
     )
-    parser.add_argument(
-        "--convolutions",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="time the kernels of masked convolutions, too",
-    )
+    for name, what in (("networks", "sampling"), ("convolutions", "masked convolutions and training steps")):
+        parser.add_argument(
+            f"--{name}", action=argparse.BooleanOptionalAction, default=True, help=f"time {what} (yes)"
+        )
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds, after one to warm up (3)")
     parser.add_argument("--out", help="where the JSON record goes")
+
+
+def run_part(options: argparse.Namespace, *, networks: bool, convolutions: bool) -> dict[str, Any]:
+    """Answer a question of another benchmark for a GPU, with its options. Raises ValueError where there is none."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    own = parser.parse_args([])
+    own.only, own.repeats, own.out = options.only, options.repeats, options.out
+    own.networks, own.convolutions = networks, convolutions
+    return run(own)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -258,7 +266,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     busy = harness.load()
     rows = []
     for case, batches in CASES:
-        if options.only in case.name:
+        if options.networks and options.only in case.name:
             rows += measure(
                 case, batches, backend=options.backend, teams=options.teams, repeats=options.repeats
             )

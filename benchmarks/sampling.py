@@ -203,11 +203,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time the loop of a compiled module, too, which takes minutes to compile",
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds, after one to warm up (3)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: what `gpu` has of it (cpu)"
+    )
     parser.add_argument("--out", help="where the JSON record goes")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print a table, and write the record."""
+    if options.device == "cuda":
+        from . import gpu
+
+        return gpu.run_part(options, networks=True, convolutions=False)
     if options.out is not None:
         check_writable(options.out)
     busy = harness.load()

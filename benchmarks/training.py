@@ -130,11 +130,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=os.cpu_count() or 1, help="threads of PyTorch (all cores)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one to warm up (5)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="cuda: what `gpu` has of it (cpu)"
+    )
     parser.add_argument("--out", help="where the JSON record goes")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print a table, and write the record."""
+    if options.device == "cuda":
+        from . import gpu
+
+        return gpu.run_part(options, networks=False, convolutions=True)
     if options.out is not None:
         check_writable(options.out)
     busy = harness.load()

@@ -450,3 +450,8 @@ def test_gpu_says_that_nothing_was_measured(monkeypatch):
     gpu.add_arguments(parser)
     with pytest.raises(ValueError, match="not measured: there is no GPU"):
         gpu.run(parser.parse_args([]))
+    for module in (sampling, training):
+        parser = gpu.argparse.ArgumentParser()
+        module.add_arguments(parser)
+        with pytest.raises(ValueError, match="not measured: there is no GPU"):
+            module.run(parser.parse_args(["--device", "cuda"]))
