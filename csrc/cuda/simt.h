@@ -24,8 +24,8 @@ PIXELFAST_DEVICE inline void sync_block() { __syncthreads(); }
 // For the blocks of a cluster, and what they wrote; only where kernels are launched in clusters.
 PIXELFAST_DEVICE inline void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #else
   __trap();
 #endif
