@@ -50,9 +50,9 @@ class Cascade(Sampler):
         """Multiply-adds of one image, of all scales."""
         return sum(stage.multiply_adds for stage in self.stages)
 
-    def explain(self) -> Explanations:  # type: ignore[override]
-        """What a sampling run does, scale by scale. `print` it."""
-        return Explanations(stage.explain() for stage in self.stages)
+    def explain(self, n: int = 64) -> Explanations:  # type: ignore[override]
+        """What a sampling run does, scale by scale; on a GPU for a batch of n images. `print` it."""
+        return Explanations(stage.explain(n) for stage in self.stages)
 
     def sample(
         self,

@@ -8,8 +8,8 @@
     share   computes what several parts of a product read at other positions for all of them at once
 
 `split` and `prune` may renumber channels, and with them the order of sums, over ascending channels, and `inline` may
-round differently: the bits of a result are defined from there on. `fuse` and `share` change none, nor do order and
-schedule.
+round differently: the bits of a result are defined from there on. `fuse` and `share` change none in fp32, nor do
+order and schedule.
 """
 
 from __future__ import annotations
@@ -489,7 +489,7 @@ def share(plan: Plan, *, alone: bool = False) -> Plan:
     for members in found.values():
         parts = [op for op in (plan.ops[i] for i in members) if isinstance(op, ConvOp)]
         n = _taps_in_common(plan, parts)
-        if n and (len(parts) > 1 or (alone and parts[0].alive[n:].any())):
+        if n and (len(parts) > 1 or (alone and any(t >= n for t, _ in plan.live_taps(parts[0])))):
             shared, *rest = _shared(plan, parts, n, build)
             for i, op in zip(members, rest, strict=True):
                 ops[i] = [op]
@@ -537,7 +537,7 @@ def _shared(plan: Plan, parts: Sequence[ConvOp], n: int, build: Builder) -> list
     result: list[Op] = [ConvOp(out, refs, first.offsets[:n], weight, bias, where=first.where)]
     for op, start in zip(parts, np.split(build.refs(out), np.cumsum(widths)[:-1]), strict=True):
         left = replace(op, offsets=op.offsets[n:], weight=op.weight[n:], bias=None, start=start)
-        result.append(left if left.alive.any() else _finished(op, start))
+        result.append(left if plan.live_taps(left) else _finished(op, start))
     return result
 
 

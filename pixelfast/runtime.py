@@ -57,7 +57,7 @@ class Target:
             )
         if self.kind == "cuda" and (missing := no_cuda()):
             raise ValueError(f'[compile] backend cuda cannot be had: {missing}; use backend="cpu"')
-        if self.on_device and self.index >= (count := len(_devices(self.kind).devices())):
+        if self.on_device and self.index >= (count := _devices(self.kind).device_count()):
             raise ValueError(
                 f"[compile] backend {self.backend}: there are {count} devices, from {self.kind}:0 on"
             )
@@ -114,7 +114,9 @@ def no_cuda() -> str | None:
     """Why the cuda backend cannot be had; None where it can."""
     if _cuda is None:
         return "pixelfast was built without CUDA"
-    return None if _cuda.devices() else "there is no GPU, or no driver for it"
+    if not _cuda.device_count():
+        return "there is no GPU, or no driver for it"
+    return None if torch.cuda.is_available() else "PyTorch cannot use the GPU"
 
 
 def available_nbytes() -> int:

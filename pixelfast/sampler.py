@@ -88,10 +88,10 @@ def compile(
     - `backend`: "cpu"; "cuda", or "cuda:1" for the second GPU, where samples then lie; or for checking "reference"
         (plain Python, very slow) and "emulated" (the code of a GPU, on the processor).
     - `isa`: the instruction set of the cpu backend; the best that there is by default.
-    - `precision`: "fp32", or "bf16": products of numbers rounded to bfloat16, summed in float32, for half the memory
-        of weights and up to three times the speed; on processors with AVX-512 BF16, with AMX or without, and GPUs. The
-        distribution is then a slightly different one; its bits are the same for any batch, order and threads, but may
-        differ between machines.
+    - `precision`: "fp32", or "bf16": products of numbers rounded to bfloat16, summed in float32, for half the bytes
+        of weights to read and up to three times the speed; on processors with AVX-512 BF16, with AMX or without, and
+        on GPUs. The distribution is then a slightly different one; its bits are the same for any batch, order and
+        threads, but may differ between machines.
 
     Raises `ValueError`: `CaptureError` where torch.export fails, `LoweringError` where an op is not supported,
     `CausalityError` where the model is not autoregressive in raster order, or for bad arguments.
@@ -391,7 +391,8 @@ class Sampler:
              progress: bool, profiles: list[Any] | None = None, **arguments: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Levels (int32) and log-probabilities (float32), each (n, C, H, W), on the device of the target."""
         device = self.target.device
-        levels, log_prob = torch.from_numpy(images).to(device), torch.zeros(images.shape, device=device)
+        levels = torch.from_numpy(images).to(device)
+        log_prob = torch.zeros(images.shape, dtype=torch.float32, device=device)
         if not len(images):
             return levels, log_prob
         if profiles is not None:
@@ -507,6 +508,10 @@ def _addresses(
 ) -> dict[str, Any]:
     """What a runtime on a device is told: where tensors are, on the current stream. They live as long as the dict."""
     device, arguments = levels.device, dict(arguments)
+    if device.type == "cuda":  # what PyTorch keeps for later is not free
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if idle > torch.cuda.mem_get_info(device)[0]:
+            torch.cuda.empty_cache()
     given = arguments.pop("given", None)
     sent = {
         "given": torch.from_numpy(given).to(device) if isinstance(given, np.ndarray) else None,

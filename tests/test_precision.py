@@ -72,6 +72,21 @@ def test_same_bits_for_every_batch_order_and_crew(backend, kernels, monkeypatch)
         assert torch.equal(sampler.log_prob(want.images), want.log_prob)
 
 
+@everywhere
+def test_convolutions_of_zeros(backend, kernels, monkeypatch):
+    """They have no live taps: all at once, and the last alone, as models are often initialised."""
+    monkeypatch.setenv("PIXELFAST_BF16", kernels)
+    for only_last in (False, True):
+        module = model(channels=3)
+        convolutions = [layer for layer in module.modules() if isinstance(layer, MaskedConv2d)]
+        for layer in convolutions[-1:] if only_last else convolutions:
+            layer.weight.data.zero_()
+        sampler = pf.compile(module, shape=(3, 3, 4), precision="bf16", backend=backend)
+        drawn = sampler.sample(3).cpu()
+        exact = pf.compile(module, shape=(3, 3, 4)).log_prob(drawn.images)
+        torch.testing.assert_close(drawn.log_prob, exact)  # biases alone are not rounded
+
+
 @needs_bf16
 def test_weights_take_half_the_memory():
     big = pf.models.PixelCNN(hidden=64, layers=3).eval()

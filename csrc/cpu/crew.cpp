@@ -41,6 +41,7 @@ int Engine::parts_of(int32_t op) const {
 // or for its own sums.
 double Engine::cost(int32_t op, double rows, double parts, int sharing) const {
   const PackedOp& packed = ops_[op];
+  if (program_.ops[op].op == Op::attend) return rows * parts * loads_[op].head_work;
   if (packed.panels.empty()) return kMapDepth * kernels_.lanes * rows * parts;
   const double fetch = loads_[op].since_nbytes / sharing <= second_level() ? kNearFetch : far_fetch();
   const auto products = static_cast<double>(packed.parts.size());

@@ -16,6 +16,9 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
+// So that it is in memory: some compilers do not know that tiles are read from there.
+inline void written(const void* p) { __asm__ volatile("" : : "r"(p) : "memory"); }
+
 // Tiles 0 to 3: sums, of two groups of rows times two vectors; 4 and 5: the rows; 6 and 7: weights.
 void configure(int rows, int more_rows) {
   TileConfig config;
@@ -24,6 +27,7 @@ void configure(int rows, int more_rows) {
     config.rows[i] = static_cast<uint8_t>(used[i] > 0 ? used[i] : 1);
     config.row_bytes[i] = 64;
   }
+  written(&config);
   _tile_loadconfig(&config);
 }
 
@@ -37,6 +41,7 @@ void begin(const ProductArgs& p, int row, int rows, int vector, Load load) {
     const float* const from = p.start[row + r] + p.start_column[vector];
     _mm512_store_ps(sums + r * kSide, _mm512_maskz_loadu_ps(mask, from));
   }
+  written(sums);
   load(sums, 64);
 }
 
@@ -73,7 +78,8 @@ const float* product_tiles(const ProductArgs& p, int row, int rows, int more_row
   const int64_t to_row = p.input_stride * 4, to_pair = p.weight_stride * 4;
   const float *x = p.inputs[row], *more = kMoreRows ? p.inputs[row + rows] : nullptr;
   const float* w = p.weights + vector * kSide;
-  for (int k = 0; k < p.tap_channels[0]; k += kSide, w += kSide * p.weight_stride) {
+  const int depth = p.n_taps > 0 ? p.tap_channels[0] : 0;
+  for (int k = 0; k < depth; k += kSide, w += kSide * p.weight_stride) {
     for (int i = 0; i < kFetched && ahead < p.ahead_end; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
     _tile_loadd(6, w, to_pair);
     _tile_loadd(4, x + k, to_row);

@@ -65,11 +65,14 @@ double measure_bandwidth(const Kernels& kernels, int64_t nbytes, double seconds)
 }
 
 int64_t second_level() {
+  static const int64_t found = [] {
+    int64_t nbytes = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
-  const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (found > 0) return found;
+    nbytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-  return int64_t{1} << 20;
+    return nbytes > 0 ? nbytes : int64_t{1} << 20;
+  }();
+  return found;
 }
 
 double far_fetch() {

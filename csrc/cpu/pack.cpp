@@ -224,6 +224,14 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     load.since_nbytes += read - before[launch.op];
     before[launch.op] = read;
   }
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const Attention& a = program_.ops[i].attention;
+    if (program_.ops[i].op != Op::attend) continue;
+    int64_t keys = 0;
+    for (size_t r = 0; r < a.runs.size(); r += 2) keys += a.runs[r + 1] - a.runs[r];
+    loads_[i].head_work = static_cast<double>(keys) * (a.key_channels + a.value_channels) /
+                          program_.buffers[program_.ops[i].buffer].width;
+  }
   for (Load& load : loads_) load.since_nbytes /= std::max<int64_t>(load.launches, 1);
   if (positions > 0) mean_positions_ = static_cast<double>(positions) / program_.launches.size();
 }

@@ -77,6 +77,7 @@ struct Places {
 // The launches of an op, positions in all of them, and the mean bytes of weights read from one to the next.
 struct Load {
   int64_t launches = 0, positions = 0, since_nbytes = 0;
+  double head_work = 0;  // of attention: multiply-adds of a head at a mean position
 };
 
 struct Workspace;

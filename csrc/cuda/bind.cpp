@@ -193,6 +193,7 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   m.doc() = "A runtime of pixelfast on GPUs, or on their emulation. See csrc/cuda/.";
   m.def("backend", &backend_name);
   m.def("devices", &devices);
+  m.def("device_count", &device_count);
   m.attr("most_taps") = kMostTaps;
   m.def("masked_conv", &conv, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
         py::arg("input"), py::arg("weight"), py::arg("mask"), py::arg("bias"), py::arg("condition"),

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "cuda/flat.h"
 
@@ -14,9 +15,9 @@ namespace cuda {
 struct DeviceInfo {
   std::string name;
   int index = 0;
-  int threads = 0;  // of a block
-  int blocks = 0;   // that can run at the same time
-  int cluster = 1;  // blocks that can wait for each other without memory
+  int threads = 0;            // of a block
+  int blocks = 0;             // that can run at the same time
+  std::vector<int> clusters;  // of 2, 3, ... blocks: how many can run at the same time
   size_t free_nbytes = 0;
 };
 

@@ -38,6 +38,14 @@ constexpr int kCluster = 8;  // blocks of a cluster on every device that has the
 
 __global__ void __launch_bounds__(kThreads) walk_kernel(const Walk walk) { Walker(walk).run(); }
 
+cudaLaunchAttribute in_clusters(int blocks) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = blocks;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  return attribute;
+}
+
 // Where blocks wait for each other through memory all must run at the same time, which makes it cooperative.
 void launch(Walk& walk, cudaStream_t stream) {
   const dim3 grid(walk.teams * walk.team_blocks), block(walk.threads);
@@ -48,10 +56,7 @@ void launch(Walk& walk, cudaStream_t stream) {
         "the launch of the sampler");
     return;
   }
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = walk.barrier == Barrier::cluster ? walk.team_blocks : 1;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchAttribute attribute = in_clusters(walk.team_blocks);
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = block, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = walk.barrier == Barrier::cluster ? 1 : 0;
@@ -80,8 +85,20 @@ DeviceInfo device_info(int index) {
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, walk_kernel, kThreads, 0),
         "the occupancy of the sampler");
   const std::string name = std::string(p.name) + ", sm_" + std::to_string(p.major) + std::to_string(p.minor);
-  const int cluster = p.major >= 9 ? kCluster : 1;
-  return {name, index, kThreads, each * p.multiProcessorCount, cluster, free_nbytes(index)};
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, walk_kernel), "cudaFuncGetAttributes");
+  DeviceInfo info{name, index, kThreads, each * p.multiProcessorCount, {}, free_nbytes(index)};
+  if (p.major < 9 || code.ptxVersion < 90) return info;
+  for (int size = 2; size <= kCluster; ++size) {
+    int clusters = 0;
+    cudaLaunchAttribute attribute = in_clusters(size);
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(size), config.blockDim = dim3(kThreads);
+    config.attrs = &attribute, config.numAttrs = 1;
+    check(cudaOccupancyMaxActiveClusters(&clusters, walk_kernel, &config), "the occupancy of clusters");
+    info.clusters.push_back(clusters);
+  }
+  return info;
 }
 
 size_t free_nbytes(int index) {
@@ -125,6 +142,7 @@ void run_walk(int device, Walk walk, int64_t given_stream, const std::function<v
   volatile Flags* seen = flags;
   seen->done = seen->stop = 0;
   std::exception_ptr error;
+  cudaEvent_t ended = nullptr;
   cudaStream_t own = nullptr, stream = reinterpret_cast<cudaStream_t>(given_stream);
   try {
     void* mapped = nullptr;
@@ -136,9 +154,11 @@ void run_walk(int device, Walk walk, int64_t given_stream, const std::function<v
       stream = own;
     }
     launch(walk, stream);
+    check(cudaEventCreateWithFlags(&ended, cudaEventDisableTiming), "cudaEventCreate");
+    check(cudaEventRecord(ended, stream), "cudaEventRecord");
     auto last = std::chrono::steady_clock::now();
     for (;;) {
-      const cudaError_t status = cudaStreamQuery(stream);
+      const cudaError_t status = cudaEventQuery(ended);  // others may go on with the stream
       if (status != cudaErrorNotReady) {
         check(status, "the sampler");
         break;
@@ -159,6 +179,7 @@ void run_walk(int device, Walk walk, int64_t given_stream, const std::function<v
   } catch (...) {
     if (!error) error = std::current_exception();
   }
+  if (ended != nullptr) cudaEventDestroy(ended);
   if (own != nullptr) cudaStreamDestroy(own);
   cudaFreeHost(flags);
   if (error) std::rethrow_exception(error);

@@ -16,7 +16,7 @@ int device_count() { return 2; }
 size_t emulated_nbytes = size_t{1} << 32;
 size_t free_nbytes(int) { return emulated_nbytes; }
 DeviceInfo device_info(int index) {
-  return {"an emulation on the processor", index, 64, 3, 2, free_nbytes(index)};
+  return {"an emulation on the processor", index, 64, 3, {1}, free_nbytes(index)};
 }
 
 Memory::Memory(int device, size_t nbytes) : nbytes_(nbytes), device_(device) {

@@ -11,7 +11,8 @@ namespace cuda {
 
 constexpr int kTileRows = 4;       // rows (an image at a position) that a thread computes together
 constexpr int kOwnRegisters = 16;  // of an expression that a thread keeps by itself
-constexpr int kPollSteps = 32;     // from one look at what the host wants to the next
+constexpr int kPollSteps = 32;     // from one look at what the host wants to the next, or
+constexpr int64_t kPollRows = 1 << 16;
 
 // Row y and column x of a buffer begin at rows[y] + columns[x], places in `Flat::places` from those on.
 struct FlatBuffer {

@@ -83,7 +83,8 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       halves_(sent(device, flat_.halves)) {}
 
 Engine::Crew Engine::crew_of(int64_t n, int chunk, int blocks) const {
-  const int most = std::max(device_.blocks / blocks, 1);
+  const bool clustered = barrier_of(blocks) == Barrier::cluster;
+  const int most = std::max(clustered ? device_.clusters[blocks - 2] : device_.blocks / blocks, 1);
   const int64_t rows = std::numeric_limits<int32_t>::max() / flat_.most_positions;  // of a launch, in 31 bits
   int64_t images = std::min<int64_t>(chunk > 0 ? chunk : (n + most - 1) / most, n);
   images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
@@ -112,14 +113,14 @@ Engine::Crew Engine::fitting(Crew crew, size_t room) const {
   return crew;
 }
 
-Barrier Engine::barrier_of(const Crew& crew) const {
-  if (crew.blocks == 1) return Barrier::block;
-  return crew.blocks <= device_.cluster ? Barrier::cluster : Barrier::memory;
+Barrier Engine::barrier_of(int blocks) const {
+  if (blocks == 1) return Barrier::block;
+  return blocks - 2 < static_cast<int>(device_.clusters.size()) ? Barrier::cluster : Barrier::memory;
 }
 
 double Engine::cost(const Crew& crew, int64_t n) const {
   const double threads = static_cast<double>(crew.blocks) * device_.threads;
-  const Barrier barrier = barrier_of(crew);
+  const Barrier barrier = barrier_of(crew.blocks);
   const double wait = barrier == Barrier::block     ? kBlockWaitCycles
                       : barrier == Barrier::cluster ? kClusterWaitCycles
                                                     : kTeamWaitCycles;
@@ -159,8 +160,8 @@ Engine::Crew Engine::choose_crew(const Request& r) const {
 std::vector<Estimate> Engine::estimates(const Request& r) const {
   std::vector<Estimate> result;
   for (const Crew& crew : crews(r)) {
-    result.push_back(
-        {crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew)), cost(crew, r.n), nbytes_of(crew)});
+    result.push_back({crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew.blocks)), cost(crew, r.n),
+                      nbytes_of(crew)});
   }
   return result;
 }
@@ -191,7 +192,7 @@ Walk Engine::walk_of(const Request& r, const Crew& crew) const {
   walk.inverse_temperature = r.sampling.inverse_temperature;
   walk.top_k = r.sampling.top_k, walk.top_p = r.sampling.top_p;
   walk.teams = crew.teams, walk.team_blocks = crew.blocks, walk.chunk = crew.chunk;
-  walk.threads = device_.threads, walk.barrier = barrier_of(crew);
+  walk.threads = device_.threads, walk.barrier = barrier_of(crew.blocks);
   walk.n_scores = flat_.most_keys;
   return walk;
 }

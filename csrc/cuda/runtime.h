@@ -58,7 +58,7 @@ class Engine {
   Walk walk_of(const Request& request, const Crew& crew) const;
   void run_part(const DeviceRequest& request, const Crew& crew, int64_t first,
                 const std::function<void(double)>& progress);
-  Barrier barrier_of(const Crew& crew) const;
+  Barrier barrier_of(int blocks) const;
   double cost(const Crew& crew, int64_t n) const;  // in cycles
 
   Program program_;

@@ -90,7 +90,7 @@ class Walker {
           turn_ = rank_;
         }
         run_launch(launch);
-        steps_ += launch.ends_step;
+        steps_ += launch.ends_step, rows_ += launch.positions * images_;
       }
     }
     if (rank_ == 0) simt::fetch_add(w_.done, steps_);
@@ -101,13 +101,13 @@ class Walker {
   // first thread asks the host, whose memory is far.
   PIXELFAST_DEVICE bool barrier() {
     TeamState& state = w_.states[team_];
-    const bool polls = steps_ >= kPollSteps;
+    const bool polls = steps_ >= kPollSteps || rows_ >= kPollRows;
     if (polls) {
       if (rank_ == 0) {
         state.stop[n_polls_ % 2] = simt::load_acquire(w_.stop);
         simt::fetch_add(w_.done, steps_);
       }
-      steps_ = 0, ++n_polls_;
+      steps_ = 0, rows_ = 0, ++n_polls_;
     }
     switch (w_.barrier) {
       case Barrier::block:
@@ -426,6 +426,7 @@ class Walker {
   const int team_, rank_, size_;  // rank: of a thread in its team
   int64_t first_ = 0, images_ = 0;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
+  int64_t rows_ = 0;             // and rows
   int turn_ = 0;                 // the first unit of a launch that is this thread's
 };
 

@@ -157,9 +157,9 @@ void check_device(const File& file) {
 #ifndef __SANITIZE_THREAD__
   const Result want = run(load(file, *usable_kernels().back()), 3, {1, 1, 1});
   cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
-                      static_cast<int64_t>(file.data.size()), 0);
+                      static_cast<int64_t>(file.data.size()), 0, false);
   for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
-    require(run_as<Request>(engine, 3, how) == want, file, "other bits in the device code");
+    require(run_as<cuda::DeviceRequest>(engine, 3, how) == want, file, "other bits in the device code");
   }
 #else
   (void)file;
@@ -204,8 +204,8 @@ void run_damaged_on_device(const File& file, const Program& p) {
   for (const Launch& launch : p.launches) positions += launch.positions;
   if (positions > kMostPositions || p.launches.size() > kMostLaunches) return;
   cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
-                      static_cast<int64_t>(file.data.size()), 0);
-  run_as<Request>(engine, 1, {});
+                      static_cast<int64_t>(file.data.size()), 0, false);
+  run_as<cuda::DeviceRequest>(engine, 1, {});
 #else
   (void)file, (void)p;
 #endif
