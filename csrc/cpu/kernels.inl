@@ -156,6 +156,7 @@ struct StepRunner {
   float* slot(const Step& s) const {
     return e.slots + static_cast<int64_t>(s.slot) * kBlockRows * Lanes::kLanes;
   }
+  const float* const* leaf(int index) const { return index < 0 ? nullptr : e.leaves + index * kBlockRows; }
   const float* value(int index) const {
     const Step& s = e.steps[index];
     if (s.part < 0) return slot(s);
@@ -192,7 +193,7 @@ struct StepRunner {
   void two(F f) const {
     const float* a = step.a < 0 ? nullptr : value(step.a);
     const float* b = step.b < 0 ? nullptr : value(step.b);
-    const float* const* rows = e.leaves + step.row * kBlockRows;
+    const float* const* rows = leaf(step.row);
     const Lanes x = Lanes::set(step.scalar);
     if (a != nullptr && b != nullptr) {
       keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at), Lanes::load(b + at)); });
@@ -216,7 +217,7 @@ struct StepRunner {
     });
   }
   void run() const {
-    const float* const* rows = e.leaves + step.leaf * kBlockRows;
+    const float* const* rows = leaf(step.leaf);
     switch (step.fn) {
       case Fn::product:
         return;
