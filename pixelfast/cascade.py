@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arguments import broadcast, integer, total
 from .models.multi_scale import MultiScale
 from .prepare import make_plan, prepare
 from .profile import Profile
 from .runtime import Target
-from .sampler import Sample, Sampler, broadcast, integer, sampler_of, total
+from .sampler import Sample, Sampler, sampler_of
 
 
 class Cascade(Sampler):

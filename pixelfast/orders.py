@@ -9,16 +9,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import passes
+from . import _cpu, passes
 from . import plan as P
 from . import readiness as R
 from . import schedule as S
 from ._recent import Recent
 from .causality import check_causal, find_skew
 from .receptive import seen_by
+from .sharing import share
 
 ORDERS = ("auto", "raster", "wavefront")
 
+_LAUNCH = 6000  # multiply-adds that take as long as starting an op
 _IN_ROWS = 0.92  # of the estimate: a row, all of it at once, is read in the order in which it lies
 
 _ORDERS: Recent[R.Order] = Recent(32)
@@ -28,12 +30,12 @@ _SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(
 def schedule_in(plan: P.Plan, order: R.Order, *, early: bool = False) -> S.Schedule:
     """Fuse and schedule; what was found out for another plan of the same structure is used again.
 
-    early: as `alone` of `passes.share`, for hardware on which a turn is long and work beside it costs little.
+    early: as `alone` of `share`, for hardware on which a turn is long and work beside it costs little.
     """
     key = plan.structure, order.name, order.skew, early
     known = _SCHEDULES.get(key)
     lateness = known[0] if known else R.lateness(plan, order)
-    fused = passes.share(passes.fuse(plan, lateness), alone=early)
+    fused = share(passes.fuse(plan, lateness), alone=early)
     fused.verify()
     if known:
         return known[1](fused)
@@ -70,14 +72,37 @@ def _cheapest(plan: P.Plan, skew: int) -> R.Order:
     dependence, width = R.Dependence(plan), plan.shape[2]
     skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
     raster = R.raster(plan.shape)
-    found, last = [(_IN_ROWS * S.cost(dependence, raster), raster)], math.inf
+    found, last = [(_IN_ROWS * cost(dependence, raster), raster)], math.inf
     for order in (R.wavefront(plan.shape, s) for s in skews):
-        cost = S.cost(dependence, order)
-        found.append((cost, order))
-        if cost > last:
+        here = cost(dependence, order)
+        found.append((here, order))
+        if here > last:
             break
-        last = cost
+        last = here
     return min(found, key=lambda pair: pair[0])[1]
+
+
+def cost(dependence: R.Dependence, order: R.Order) -> float:
+    """An estimate of one image's time at batch 1 on this machine, in multiply-adds: for choosing between orders.
+
+    A product of few positions costs what fetching its weights costs, which depends on how much was read since they were
+    last needed, and every launch costs something. Attention costs the same in every order.
+    """
+    plan = dependence.plan
+    found = [np.zeros((4, 0), np.int64)]  # of each launch: time, op, positions, weights
+    for i, (op, times) in enumerate(zip(plan.ops, S.launch_times(dependence, order), strict=True)):
+        when, positions = np.unique(times[times >= 0], return_counts=True)
+        weights = S.weights_of(plan, op) if isinstance(op, P.ConvOp) else 0
+        found.append(np.stack([when, np.full(len(when), i), positions, np.full(len(when), weights)]))
+    _, ops, positions, weights = (launches := np.concatenate(found, axis=1))[:, np.argsort(launches[0])]
+    read = np.cumsum(weights)
+    by_op = np.argsort(ops, kind="stable")
+    since = np.diff(read[by_op], prepend=0)  # since the last launch of the op, if it has one
+    since[np.diff(ops[by_op], prepend=-1) != 0] = read[-1]
+    near = np.zeros(len(ops), bool)
+    near[by_op] = 4 * since <= _cpu.second_level()
+    fetch = np.where(near, _cpu.near_fetch(), _cpu.near_fetch() if near.all() else _cpu.far_fetch())
+    return float((weights * np.maximum(positions, fetch)).sum()) + _LAUNCH * len(ops)
 
 
 @dataclass(frozen=True)

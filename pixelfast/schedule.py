@@ -18,13 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from . import _cpu
 from .causality import check_causal
 from .links import all_links, propagate
 from .plan import AttendOp, ConditionOp, ConstantOp, ConvOp, HeadOp, InputOp, MapOp, Plan
 from .readiness import NEVER, Dependence, Order, exceeds, on_maps
-
-kLaunch = 6000  # multiply-adds that take as long as starting an op
 
 
 def _lazy_steps(ready: np.ndarray, due: np.ndarray) -> np.ndarray:
@@ -110,7 +107,7 @@ class Schedule:
     @cached_property
     def weights(self) -> tuple[int, ...]:
         """Of each op, the weights behind its live taps: its multiply-adds per position."""
-        return tuple(_weights(self.plan, op) if isinstance(op, ConvOp) else 0 for op in self.plan.ops)
+        return tuple(weights_of(self.plan, op) if isinstance(op, ConvOp) else 0 for op in self.plan.ops)
 
     @property
     def floats(self) -> int:
@@ -150,32 +147,13 @@ class Schedule:
                 assert not exceeds(link, times_of[link.read.map], before), plan.name_of(op)
 
 
-def cost(dependence: Dependence, order: Order) -> float:
-    """An estimate of one image's time at batch 1 on this machine, in multiply-adds: for choosing between orders.
-
-    A product of few positions costs what fetching its weights costs, which depends on how much was read since they were
-    last needed, and every launch costs something. Attention costs the same in every order.
-    """
-    plan = dependence.plan
-    found = [np.zeros((4, 0), np.int64)]  # of each launch: time, op, positions, weights
-    for i, (op, times) in enumerate(
-        zip(plan.ops, _times(dependence, _steps(dependence, order)), strict=True)
-    ):
-        when, positions = np.unique(times[times >= 0], return_counts=True)
-        weights = _weights(plan, op) if isinstance(op, ConvOp) else 0
-        found.append(np.stack([when, np.full(len(when), i), positions, np.full(len(when), weights)]))
-    _, ops, positions, weights = (launches := np.concatenate(found, axis=1))[:, np.argsort(launches[0])]
-    read = np.cumsum(weights)
-    by_op = np.argsort(ops, kind="stable")
-    since = np.diff(read[by_op], prepend=0)  # since the last launch of the op, if it has one
-    since[np.diff(ops[by_op], prepend=-1) != 0] = read[-1]
-    near = np.zeros(len(ops), bool)
-    near[by_op] = 4 * since <= _cpu.second_level()
-    fetch = np.where(near, _cpu.near_fetch(), _cpu.near_fetch() if near.all() else _cpu.far_fetch())
-    return float((weights * np.maximum(positions, fetch)).sum()) + kLaunch * len(ops)
+def launch_times(dependence: Dependence, order: Order) -> list[np.ndarray]:
+    """For each op, when its elements would run: those of one time are a launch; -1 where they do not."""
+    return _times(dependence, _steps(dependence, order))
 
 
-def _weights(plan: Plan, op: ConvOp) -> int:
+def weights_of(plan: Plan, op: ConvOp) -> int:
+    """The weights behind the live taps of an op."""
     sources = plan.map_of(op.refs)
     return op.products * sum(int((sources == m).sum()) for _, m in plan.live_taps(op))
 
@@ -183,7 +161,7 @@ def _weights(plan: Plan, op: ConvOp) -> int:
 def schedule(plan: Plan, order: Order, *, early: bool = False) -> Schedule:
     """Give every element its step, and every map its ring. Raises `CausalityError`.
 
-    early: what `passes.share` sums runs a step after what it reads, where it need not wait for that.
+    early: what `sharing.share` sums runs a step after what it reads, where it need not wait for that.
     """
     if order.skew is not None:
         check_causal(plan, order)

@@ -22,6 +22,7 @@ from pixelfast import schedule as S
 from pixelfast.capture import capture
 from pixelfast.lower import lower
 from pixelfast.models.base import MaskedConv2d
+from pixelfast.sharing import share
 
 every_network = pytest.mark.parametrize("case_", [*FIXED, *SPECS], ids=str)
 
@@ -55,11 +56,10 @@ def test_fusing_changes_no_bit(case_):
 
 @every_network
 @pytest.mark.parametrize(("backend", "alone"), [("reference", False), ("cpu", False), ("cpu", True)])
-def test_sharing_changes_no_bit(case_, backend, alone, monkeypatch):
-    monkeypatch.setattr(passes, "_LEAST_SHARED", 1)
+def test_sharing_changes_no_bit(case_, backend, alone):
     case = get(case_)
     order = case.order("wavefront")
-    plan = passes.share(fuse(case.plan, order), alone=alone)
+    plan = share(fuse(case.plan, order), alone=alone, least=1)
     plan.verify()
     whole = case.sampler("wavefront", "reference")
     parted = recompile(whole, S.schedule(plan, order), backend=backend)

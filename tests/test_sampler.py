@@ -486,3 +486,15 @@ def test_ctrl_c_stops_within_a_second(threads):
 def large() -> pf.Sampler:
     torch.manual_seed(0)
     return pf.compile(pf.models.PixelCNN(hidden=64, layers=8, levels=2), shape=(1, 28, 28))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_images_to_score_may_be_read_only(backend):
+    sampler = pf.compile(
+        models.PixelCNN(hidden=4, layers=1, levels=4).eval(), shape=(1, 3, 3), backend=backend
+    )
+    images = np.arange(18, dtype=np.int32).reshape(2, 1, 3, 3) % 4
+    want = sampler.log_prob(images)
+    images.setflags(write=False)
+    assert torch.equal(sampler.log_prob(images), want)

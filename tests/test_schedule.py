@@ -19,7 +19,7 @@ from zoo import ORDERS, SPECS, Case, Spec, case_of, dependence, pyramid
 
 import pixelfast as pf
 from pixelfast import causality as C
-from pixelfast import links
+from pixelfast import links, orders
 from pixelfast import readiness as R
 from pixelfast import schedule as S
 from pixelfast.models import gated_pixelcnn
@@ -76,14 +76,14 @@ def test_a_first_layer_of_seven_gives_skew_four():
     assert torch.equal(a.log_prob, b.log_prob)
     assert plain.multiply_adds == front.multiply_adds
     auto = pf.compile(model, shape=(1, 28, 28))
-    costs = {s: S.cost(R.Dependence(auto._plan), R.wavefront((1, 28, 28), s)) for s in range(4, 29)}
+    costs = {s: orders.cost(R.Dependence(auto._plan), R.wavefront((1, 28, 28), s)) for s in range(4, 29)}
     assert costs[auto.schedule.order.skew] == min(costs.values())
 
 
 def test_the_cheapest_order_may_lie_between_the_fewest_steps_and_raster():
     torch.manual_seed(0)
     plan = pf.compile(pf.models.GatedPixelCNN(levels=2, hidden=16, layers=4).eval(), shape=(1, 28, 28))
-    costs = {s: S.cost(R.Dependence(plan._plan), R.wavefront((1, 28, 28), s)) for s in range(7, 29)}
+    costs = {s: orders.cost(R.Dependence(plan._plan), R.wavefront((1, 28, 28), s)) for s in range(7, 29)}
     assert 7 < plan.schedule.order.skew < 28
     assert costs[plan.schedule.order.skew] <= 1.1 * min(costs.values())
 

@@ -23,6 +23,7 @@ from pixelfast.capture import capture
 from pixelfast.lower import lower
 from pixelfast.orders import schedule_in
 from pixelfast.runtime import Target, no_cuda
+from pixelfast.sharing import share
 
 # How far an image's log-probability may lie from the model's own, evaluated in float64.
 TOLERANCE = {
@@ -97,10 +98,9 @@ class Case:
         """early: as for devices, but of small networks, too."""
         key = order, early
         if key not in self._schedules and early:
-            wide, passes._LEAST_SHARED = passes._LEAST_SHARED, 1
             fused = passes.fuse(self.plan, R.lateness(self.plan, self.order(order)))
-            self._schedules[key] = S.schedule(passes.share(fused, alone=True), self.order(order), early=True)
-            passes._LEAST_SHARED = wide
+            cut = share(fused, alone=True, least=1)
+            self._schedules[key] = S.schedule(cut, self.order(order), early=True)
         elif key not in self._schedules:
             self._schedules[key] = schedule_in(self.plan, self.order(order))
         return self._schedules[key]

@@ -37,15 +37,15 @@ Failure Walker::walk(const std::atomic<bool>& stop, std::atomic<int64_t>& done) 
   for (const int32_t end : program_.step_ends) {
     for (; launch < end; ++launch) {
       const Launch& next = program_.launches[launch];
+      const bool rows = alone || by_rows(next);
       if (!alone) {
-        const bool rows = by_rows(next);
         if (rows != was_by_rows || (rows ? engine_.waits_.by_rows : engine_.waits_.any)[launch]) {
           if (wait(!goes_on)) return failure_;
         }
         was_by_rows = rows;
       }
       look_ahead(launch);
-      if (goes_on) goes_on = run_launch(next, stop);
+      if (goes_on) goes_on = run_launch(next, share_of(next, rows), stop);
       if (alone && !goes_on) return failure_;
     }
     if (rank_ == 0) done.fetch_add(images_, std::memory_order_relaxed);
@@ -79,18 +79,16 @@ bool Walker::by_rows(const Launch& launch) const {
   return engine_.shares_rows(launch.op, launch.positions * images_, team_.size());
 }
 
-Share Walker::share_of(const Launch& launch) const {
+Share Walker::share_of(const Launch& launch, bool by_rows) const {
   const int64_t rows = launch.positions * images_;
   const int parts = engine_.parts_of(launch.op), size = team_.size();
-  if (size == 1) return {0, rows, 0, parts};
-  if (by_rows(launch)) return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
+  if (by_rows) return {rows * rank_ / size, rows * (rank_ + 1) / size, 0, parts};
   return {0, rows, parts * rank_ / size, parts * (rank_ + 1) / size};
 }
 
 // Cuts the rows of a launch, images within positions, into blocks: of nearly equal size for products, and
 // full ones for heads, whose rows are lanes.
-bool Walker::run_launch(const Launch& launch, const std::atomic<bool>& stop) {
-  const Share share = share_of(launch);
+bool Walker::run_launch(const Launch& launch, const Share& share, const std::atomic<bool>& stop) {
   int64_t left = share.end_row - share.first_row;
   if (left == 0 || share.first == share.end) return true;
   const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;

@@ -77,8 +77,9 @@ class Walker {
   void look_ahead(int32_t launch);
   bool wait(bool stop);  // for the team; whether all stop
   bool by_rows(const Launch& launch) const;
-  Share share_of(const Launch& launch) const;
-  bool run_launch(const Launch& launch, const std::atomic<bool>& stop);  // false: stopped before its end
+  Share share_of(const Launch& launch, bool by_rows) const;
+  bool run_launch(const Launch& launch, const Share& share,
+                  const std::atomic<bool>& stop);  // false: stopped before its end
   void run_block(int32_t op, const Share& share);
   void run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end);
   void run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int first, int end);
