@@ -30,6 +30,8 @@ def test_a_kernel_without_faults_runs():
             "two writers",
             "a write of shared memory that another thread wrote since the last barrier, by thread 1 ",
         ),
+        ("no wait", "a read of shared memory to which a copy was not waited for, by thread 0 "),
+        ("unaligned copy", "a copy that is not aligned to its size, by thread 1 "),
         (
             "write, then read",
             "a read of shared memory that another thread wrote since the last barrier, by thread 33 ",
@@ -43,6 +45,18 @@ def test_a_kernel_without_faults_runs():
 def test_faults_are_found(fault, message):
     with pytest.raises(RuntimeError, match=message):
         _emulated.provoke(fault)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_matrices_of_halves_as_a_warp_multiplies_them(dtype):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 16, 16).to(dtype)
+    a[0, :4] = torch.tensor([6e-8, -3e-5, 6e-5, 65504.0]).to(dtype)  # of float16: subnormals, and the largest
+    product = np.empty((16, 16), np.float32)
+    bits = [t.view(torch.uint16).numpy() for t in (a, b)]
+    _emulated.multiply_by_a_warp(dtype == torch.bfloat16, *bits, product)
+    want = a.double() @ b.double()
+    assert torch.allclose(torch.from_numpy(product).double(), want, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(

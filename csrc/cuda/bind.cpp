@@ -10,7 +10,7 @@
 #include "cuda/conv.h"
 #include "cuda/runtime.h"
 #ifdef PIXELFAST_EMULATED
-#include "cuda/emulator.h"
+#include "cuda/simt.h"
 #endif
 
 namespace pixelfast {
@@ -207,6 +207,13 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   m.def("provoke", [](const std::string& name) {
     if (!simt::provoke(name.c_str())) fail("[provoke] there is no fault '" + name + "'");
   });
+  m.def("multiply_by_a_warp",
+        [](bool bf16, const py::object& a, const py::object& b, const py::object& product) {
+          simt::multiply_by_a_warp(bf16 ? simt::Half::bfloat16 : simt::Half::float16,
+                                   elements<uint16_t>(a, "[multiply] a", {16, 16}),
+                                   elements<uint16_t>(b, "[multiply] b", {16, 16}),
+                                   elements<float>(product, "[multiply] product", {16, 16}, true));
+        });
 #endif
   py::class_<DeviceProgram>(m, "Program", py::module_local())
       .def(py::init<const py::object&, const py::object&, int, const std::string&>(), py::arg("words"),

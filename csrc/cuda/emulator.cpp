@@ -1,12 +1,14 @@
-#include "cuda/emulator.h"
-
+#include <array>
 #include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
 
+#include "core/bf16.h"
+#include "core/fp16.h"
 #include "cuda/fiber.h"
+#include "cuda/simt.h"
 
 namespace pixelfast {
 namespace simt {
@@ -17,10 +19,17 @@ constexpr int kSeveral = -2;
 
 enum class State { ready, at_block, at_warp, at_cluster, done };
 
+struct Copy {
+  Touches* word;
+  uint32_t* to;
+  const void* from;
+};
+
 struct Fiber {
   Context context;
   State state = State::ready;
   int block = 0, thread = 0;
+  std::vector<std::vector<Copy>> copies = {{}};  // by group, and those that are in none yet
 };
 
 struct Grid {
@@ -28,7 +37,8 @@ struct Grid {
   int threads = 0, cluster = 1;  // of a block, and blocks of a cluster
   std::vector<Fiber> fibers;     // block by block
   std::vector<uint64_t> block_barriers, warp_barriers;
-  std::vector<uint64_t> passed;  // by fiber: in a shuffle
+  std::vector<uint64_t> passed;                   // by fiber: in a shuffle
+  std::vector<std::array<uint32_t, 6>> operands;  // and in a product of matrices: of a, then of b
   std::unordered_map<const void*, std::vector<Touches>> touched;
   Context scheduler;
   Fiber* current = nullptr;
@@ -133,6 +143,7 @@ void emulate(int blocks, int threads, const std::function<void()>& body, int clu
   }
   mine.fibers.resize(static_cast<size_t>(blocks) * threads);
   mine.passed.resize(mine.fibers.size());
+  mine.operands.resize(mine.fibers.size());
   mine.block_barriers.resize(blocks);
   mine.warp_barriers.resize(mine.fibers.size() / kWarp);
   grid = &mine;
@@ -190,6 +201,7 @@ std::vector<Touches>& touches(const void* array, int size) {
 
 void check_read(Touches& word) {
   const Touch me = now();
+  if (word.awaited) fault("a read of shared memory to which a copy was not waited for");
   if (word.write.thread == -1) fault("a read of shared memory that was not written");
   if (!ordered(word.write, me))
     fault("a read of shared memory that another thread wrote since the last barrier");
@@ -206,6 +218,68 @@ void check_write(Touches& word) {
   if (!ordered(word.read, me))
     fault("a write of shared memory that another thread read since the last barrier");
   word.write = me;
+}
+
+void start_copy(Touches& word, uint32_t* to, const void* from) {
+  check_write(word);
+  word.awaited = true;
+  grid->current->copies.back().push_back({&word, to, from});
+}
+void group_copies() { grid->current->copies.emplace_back(); }
+void wait_for_groups(int left) {
+  auto& groups = grid->current->copies;
+  for (; static_cast<int>(groups.size()) - 1 > left; groups.erase(groups.begin())) {
+    for (const Copy& copy : groups.front()) {
+      check_write(*copy.word);
+      copy.word->awaited = false;
+      *copy.to = 0;
+      if (copy.from != nullptr) __builtin_memcpy(copy.to, copy.from, sizeof *copy.to);
+    }
+  }
+}
+
+// A chain for each sum, which is not how a GPU rounds: close to it, not equal.
+void multiply_halves(Half half, const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
+  const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
+  std::array<uint32_t, 6>* const operands = &grid->operands[first];
+  operands[lane()] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  sync_warp();
+  const auto number = [&](int from, int word, int upper) {
+    const auto bits = static_cast<uint16_t>(operands[from][word] >> 16 * upper);
+    return half == Half::bfloat16 ? from_bf16(bits) : from_fp16(bits);
+  };
+  for (int e = 0; e < 4; ++e) {
+    const int row = lane() / 4 + e / 2 * 8, column = lane() % 4 * 2 + e % 2;
+    for (int k = 0; k < 16; ++k) {
+      const int t = k % 8 / 2, far = k / 8;
+      const float x = number(row % 8 * 4 + t, row / 8 + 2 * far, k % 2);
+      sum[e] = __builtin_fmaf(x, number(column * 4 + t, 4 + far, k % 2), sum[e]);
+    }
+  }
+  sync_warp();
+}
+
+void multiply_by_a_warp(Half half, const uint16_t* a, const uint16_t* b, float* product) {
+  Shared<uint32_t, 256> memory;  // rows of eight words: of a, then of b
+  emulate(1, kWarp, [&] {
+    const uint16_t* const mine = thread() < 16 ? a + thread() * 16 : b + (thread() - 16) * 16;
+    for (int i = 0; i < 8; i += 4) copy_async<4>(memory, thread() * 8 + i, mine + 2 * i, true);
+    group_copies();
+    wait_for_copies<0>();
+    sync_warp();
+    const int row = lane() % 16 * 8 + lane() / 16 * 4;
+    uint32_t rows[4], columns[4];
+    load_matrices(memory, row, rows);
+    load_matrices_turned(memory, 128 + row, columns);
+    for (int side = 0; side < 2; ++side) {
+      const uint32_t these[2] = {columns[2 * side], columns[2 * side + 1]};
+      float sum[4] = {};
+      multiply_halves(half, rows, these, sum);
+      for (int e = 0; e < 4; ++e) {
+        product[(lane() / 4 + e / 2 * 8) * 16 + side * 8 + lane() % 4 * 2 + e % 2] = sum[e];
+      }
+    }
+  });
 }
 
 bool provoke(const char* name) {
@@ -241,6 +315,22 @@ bool provoke(const char* name) {
   }
   if (wanted == "mixed barriers") return kernel([&] { thread() == 5 ? sync_warp() : sync_block(); });
   if (wanted == "two writers") return kernel([&] { memory.set(0, 1); });
+  if (wanted == "no wait") {
+    static const uint32_t source[64] = {};
+    Shared<uint32_t, 64> words;
+    return kernel([&] {
+      copy_async<1>(words, thread(), &source[thread()], true);
+      group_copies();
+      wait_for_copies<1>();
+      sync_block();
+      words.get(thread());
+    });
+  }
+  if (wanted == "unaligned copy") {
+    static const uint32_t source[64] = {};
+    Shared<uint32_t, 64> words;
+    return kernel([&] { copy_async<2>(words, thread(), source, true); });
+  }
   if (wanted == "write, then read") {
     return kernel([&] {
       if (thread() == 0) memory.set(0, 1);

@@ -1,8 +1,8 @@
 // The host's side of simt.h: the threads of a grid as fibers, which take turns at barriers and shuffles.
 //
 // It stops the run, and says why, where a thread of a block ends or waits elsewhere while others wait at a
-// barrier, where shared memory is read before it is written, or past its end, or where two threads touch a
-// word of it without a barrier between, and one of them writes.
+// barrier, where shared memory is read before it is written, or before a copy to it was waited for, or past
+// its end, or where two threads touch a word of it without a barrier between, and one of them writes.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,10 @@ void emulate(int blocks, int threads, const std::function<void()>& body, int clu
 // Runs a faulty kernel of a name, for tests: it throws what `emulate` does. False: there is none of that
 // name.
 bool provoke(const char* name);
+
+// What a warp yields for the product of two matrices of 16 times 16 halves, for tests: it copies them, loads
+// them, the second one turned, and multiplies.
+void multiply_by_a_warp(Half half, const uint16_t* a, const uint16_t* b, float* product);
 
 int thread();
 int threads();
@@ -76,6 +80,7 @@ struct Touch {
 };
 struct Touches {
   Touch write, read;
+  bool awaited = false;  // a copy to it was started, and not waited for
 };
 
 void check_read(Touches& word);
@@ -101,6 +106,48 @@ struct Shared {
     if (i < 0 || i >= kSize) fault("an access past the end of shared memory");
   }
 };
+
+// A copy happens as late as it may: when it is waited for.
+void start_copy(Touches& word, uint32_t* to, const void* from);  // a null one gives zero
+void group_copies();
+void wait_for_groups(int left);
+template <int kLeft>
+void wait_for_copies() {
+  wait_for_groups(kLeft);
+}
+template <int kWords, int kSize>
+void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live) {
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
+  const bool aligned = reinterpret_cast<uintptr_t>(from) % (4 * kWords) == 0;
+  if (i % kWords != 0 || (live && !aligned)) fault("a copy that is not aligned to its size");
+  if (i < 0 || i + kWords > kSize) fault("an access past the end of shared memory");
+  for (int k = 0; k < kWords; ++k) {
+    start_copy(touches(&to, kSize)[i + k], &to.words[i + k],
+               live ? static_cast<const uint32_t*>(from) + k : nullptr);
+  }
+}
+
+template <int kSize>
+void load_matrices(const Shared<uint32_t, kSize>& from, int row, uint32_t (&found)[4]) {
+  if (row % 4 != 0) fault("a row of a matrix that is not aligned to four words");
+  for (int j = 0; j < 4; ++j) found[j] = from.get(shuffle(row, 8 * j + lane() / 4) + lane() % 4);
+}
+template <int kSize>
+void load_matrices_turned(const Shared<uint32_t, kSize>& from, int row, uint32_t (&found)[4]) {
+  if (row % 4 != 0) fault("a row of a matrix that is not aligned to four words");
+  const int column = lane() / 4;
+  for (int j = 0; j < 4; ++j) {
+    const int first = shuffle(row, 8 * j + lane() % 4 * 2), second = shuffle(row, 8 * j + lane() % 4 * 2 + 1);
+    const uint32_t low = from.get(first + column / 2), high = from.get(second + column / 2);
+    found[j] = (low >> column % 2 * 16 & 0xFFFF) | (high >> column % 2 * 16 & 0xFFFF) << 16;
+  }
+}
+
+void multiply_halves(Half half, const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
+template <Half kHalf>
+void multiply_halves(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
+  multiply_halves(kHalf, a, b, sum);
+}
 
 }  // namespace simt
 }  // namespace pixelfast

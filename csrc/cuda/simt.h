@@ -7,6 +7,12 @@
 
 #include "core/portable.h"
 
+namespace pixelfast {
+namespace simt {
+enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a word
+}  // namespace simt
+}  // namespace pixelfast
+
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
@@ -68,6 +74,91 @@ struct Shared {
   PIXELFAST_DEVICE T get(int i) const { return words[i]; }
   PIXELFAST_DEVICE void set(int i, T x) { words[i] = x; }
 };
+
+// ---- from sm_80 on ---------------------------------------------------------------------------------------
+
+// Starts a copy of 4, 8 or 16 bytes, which both sides are aligned to, from memory of the device to the words
+// from i on; zeros if not `live`, and then `from` need only be an address. It may be read after
+// wait_for_copies, by others after a barrier too.
+template <int kWords, int kSize>
+PIXELFAST_DEVICE inline void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live) {
+#if __CUDA_ARCH__ >= 800
+  static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
+  const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(&to.words[i]));
+  const int bytes = live ? 4 * kWords : 0;
+  if (kWords == 4) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(target), "l"(from), "n"(4 * kWords),
+                 "r"(bytes)
+                 : "memory");
+  }
+#else
+  __trap();
+#endif
+}
+// Those that this thread started since the last call are a group.
+PIXELFAST_DEVICE inline void group_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Waits for this thread's groups, but for the last `kLeft`.
+template <int kLeft>
+PIXELFAST_DEVICE inline void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+// Four matrices of eight rows of four words. Lane 8 * j + i says where row i of matrix j begins, at a
+// multiple of four words; found[j] is word lane % 4 of row lane / 4 of matrix j.
+template <int kSize>
+PIXELFAST_DEVICE inline void load_matrices(const Shared<uint32_t, kSize>& from, int row,
+                                           uint32_t (&found)[4]) {
+  const auto source = static_cast<uint32_t>(__cvta_generic_to_shared(&from.words[row]));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found[0]), "=r"(found[1]), "=r"(found[2]), "=r"(found[3])
+               : "r"(source)
+               : "memory");
+}
+// As that, of the matrices of 8 times 8 halves turned: rows lane % 4 * 2 and the next, column lane / 4.
+template <int kSize>
+PIXELFAST_DEVICE inline void load_matrices_turned(const Shared<uint32_t, kSize>& from, int row,
+                                                  uint32_t (&found)[4]) {
+  const auto source = static_cast<uint32_t>(__cvta_generic_to_shared(&from.words[row]));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(found[0]), "=r"(found[1]), "=r"(found[2]), "=r"(found[3])
+               : "r"(source)
+               : "memory");
+}
+
+// sum (16 x 8 floats) += a (16 x 16 halves) times b (16 x 8 halves), by a warp. With g = lane / 4 and
+// t = lane % 4, a lane holds of a, row by row: (g, 2t) and the next, (g + 8, 2t), (g, 2t + 8), (g + 8, 2t +
+// 8); of b: (2t, g) and the row below, (2t + 8, g); of the sum: (g, 2t) and the next, (g + 8, 2t) and the
+// next.
+template <Half kHalf>
+PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                             float (&sum)[4]) {
+#if __CUDA_ARCH__ >= 800
+  if (kHalf == Half::bfloat16) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+#else
+  __trap();
+#endif
+}
 
 }  // namespace simt
 }  // namespace pixelfast
