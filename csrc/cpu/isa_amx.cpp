@@ -50,13 +50,23 @@ template <class Store>
 void keep(const ProductArgs& p, int row, int rows, int vector, Store store) {
   float* const y = p.outputs[row] + p.column + vector * p.vector_stride;
   const int rest = p.columns - vector * kSide;
-  if (p.row_stride > 0 && rest >= kSide) return store(y, p.row_stride * 4);
+  if (p.row_stride > 0 && rest >= kSide && p.n_after == 0) return store(y, p.row_stride * 4);
   alignas(64) float sums[kSide * kSide];
   store(sums, 64);
   const __mmask16 mask = rest >= kSide ? 0xFFFF : static_cast<__mmask16>((1u << rest) - 1);
   for (int r = 0; r < rows; ++r) {
-    float* const out = p.outputs[row + r] + p.column + vector * p.vector_stride;
-    _mm512_mask_storeu_ps(out, mask, _mm512_load_ps(sums + r * kSide));
+    const int64_t at = p.column + vector * p.vector_stride;
+    __m512 x = _mm512_load_ps(sums + r * kSide);
+    for (const After *a = p.after, *end = a + p.n_after; a != end; ++a) {
+      if (a->fn == Fn::add) {
+        x = _mm512_add_ps(x, _mm512_maskz_loadu_ps(mask, a->rows[row + r] + at));
+      } else if (a->fn == Fn::store) {
+        _mm512_mask_storeu_ps(const_cast<float*>(a->rows[row + r] + at), mask, x);
+      } else {
+        x = _mm512_max_ps(_mm512_setzero_ps(), x);
+      }
+    }
+    _mm512_mask_storeu_ps(p.outputs[row + r] + at, mask, x);
   }
 }
 

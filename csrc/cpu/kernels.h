@@ -12,6 +12,12 @@ constexpr int kVectors = 4;     // vectors of outputs that a product computes at
 constexpr int kNarrowRows = 4;  // rows that may be lanes, where outputs are so few that most lanes were idle
 constexpr int kLine = 16;       // floats to a cache line
 
+// What happens to a product while it is in registers: `add` adds rows, `store` copies it to them, `relu`.
+struct After {
+  Fn fn;
+  const float* const* rows;  // [kBlockRows]
+};
+
 // The product of up to kBlockRows rows with up to kVectors vectors of packed weights. In the bf16 mode inputs
 // and weights are not floats but pairs of bf16, channels come in pairs, and all taps are one.
 struct ProductArgs {
@@ -35,6 +41,8 @@ struct ProductArgs {
   int columns;            // that the outputs have room for
   int64_t vector_stride;  // floats from a vector of outputs to the next
   int64_t row_stride;     // and from a row, or 0 where rows lie anywhere
+  const After* after;     // in the rows of these `column` is the first, too
+  int n_after;
 };
 
 // One instruction of an expression, made ready to run. Its value is a part of the product, or in a slot, or

@@ -82,7 +82,8 @@ void product_by_columns(const ProductArgs& p) {
 }
 
 void product(const ProductArgs& p) {
-  const bool narrow = p.vectors == 1 && 4 * p.columns <= Lanes::kLanes && p.rows >= kNarrowRows;
+  const bool narrow =
+      p.vectors == 1 && 4 * p.columns <= Lanes::kLanes && p.rows >= kNarrowRows && p.n_after == 0;
   if (!narrow) return product_by_rows(p);
   if (p.columns == 1) return product_by_columns<1>(p);
   if (p.columns == 2) return product_by_columns<2>(p);
@@ -108,7 +109,7 @@ inline void map2(const float* a, const float* b, float* y, int64_t n, F f) {
 
 // Calls use(f) with the function on lanes that `fn` names. This switch is all that dispatches at run time.
 template <class Use>
-inline void with_function(Fn fn, Use use) {
+inline void with_function(Fn fn, const Use& use) {
   switch (fn) {
     case Fn::add:
       return use.two([](Lanes a, Lanes b) { return a + b; });
@@ -147,6 +148,15 @@ inline void with_function(Fn fn, Use use) {
   }
 }
 
+// All lanes of a vector.
+struct Whole {};
+inline Lanes load(const float* p, Whole) { return Lanes::load(p); }
+inline Lanes load(const float* p, int lanes) { return Lanes::load(p, lanes); }
+inline void store(Lanes x, float* p, Whole) { x.store(p); }
+inline void store(Lanes x, float* p, int lanes) { x.store(p, lanes); }
+
+#define PIXELFAST_INLINE __attribute__((always_inline))
+
 // One step over `n` vectors: those from `first` on of the task, all rows of each.
 struct StepRunner {
   const ExpressionArgs& e;
@@ -162,76 +172,82 @@ struct StepRunner {
     if (s.part < 0) return slot(s);
     return e.product + static_cast<int64_t>(s.part * all + first) * e.rows * Lanes::kLanes;
   }
-  // Calls use(row, channel, channels, where its lanes are) for each vector of each row.
+  // Calls use(row, channel, which lanes, where they are) for each vector of each row.
   template <class Use>
-  void each(Use use) const {
+  PIXELFAST_INLINE void each(const Use& use) const {
+    const int rows = e.rows, end = e.channel + e.channels;
+    int channel = e.channel + first * Lanes::kLanes;
     int64_t at = 0;
-    for (int v = first; v < first + vectors; ++v) {
-      const int rest = e.channels - v * Lanes::kLanes;
-      const int lanes = rest < Lanes::kLanes ? rest : Lanes::kLanes;
-      for (int r = 0; r < e.rows; ++r, at += Lanes::kLanes) use(r, e.channel + v * Lanes::kLanes, lanes, at);
+    for (int v = 0; v < vectors; ++v, channel += Lanes::kLanes) {
+      if (channel + Lanes::kLanes <= end) {
+        for (int r = 0; r < rows; ++r, at += Lanes::kLanes) use(r, channel, Whole{}, at);
+      } else {
+        for (int r = 0; r < rows; ++r, at += Lanes::kLanes) use(r, channel, end - channel, at);
+      }
     }
   }
-  // Keeps get(row, channel, channels, where) in the slot or, if this is the output, there.
+  // Keeps get(row, channel, which lanes, where) in the slot or, if this is the output, there.
   template <class Get>
-  void keep(Get get) const {
+  PIXELFAST_INLINE void keep(const Get& get) const {
     if (step.output) {
-      each([&](int r, int channel, int lanes, int64_t at) {
-        get(r, channel, lanes, at).store(e.outputs[r] + channel, lanes);
-      });
+      float* const* const outputs = e.outputs;
+      each([=](int r, int channel, auto lanes, int64_t at)
+               PIXELFAST_INLINE { store(get(r, channel, lanes, at), outputs[r] + channel, lanes); });
     } else {
-      float* y = slot(step);
-      each([&](int r, int channel, int lanes, int64_t at) { get(r, channel, lanes, at).store(y + at); });
+      float* const y = slot(step);
+      each([=](int r, int channel, auto lanes, int64_t at)
+               PIXELFAST_INLINE { get(r, channel, lanes, at).store(y + at); });
     }
   }
   template <class F>
-  void one(F f) const {
-    const float* a = value(step.a);
-    keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at)); });
+  PIXELFAST_INLINE void one(const F& f) const {
+    const float* const a = value(step.a);
+    keep([=](int, int, auto, int64_t at) PIXELFAST_INLINE { return f(Lanes::load(a + at)); });
   }
   template <class F>
-  void two(F f) const {
-    const float* a = step.a < 0 ? nullptr : value(step.a);
-    const float* b = step.b < 0 ? nullptr : value(step.b);
-    const float* const* rows = leaf(step.row);
+  PIXELFAST_INLINE void two(const F& f) const {
+    const float* const a = step.a < 0 ? nullptr : value(step.a);
+    const float* const b = step.b < 0 ? nullptr : value(step.b);
+    const float* const* const rows = leaf(step.row);
     const Lanes x = Lanes::set(step.scalar);
     if (a != nullptr && b != nullptr) {
-      keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at), Lanes::load(b + at)); });
+      keep([=](int, int, auto, int64_t at)
+               PIXELFAST_INLINE { return f(Lanes::load(a + at), Lanes::load(b + at)); });
     } else if (step.row >= 0 && a != nullptr) {
-      keep([=](int r, int channel, int lanes, int64_t at) {
-        return f(Lanes::load(a + at), Lanes::load(rows[r] + channel, lanes));
-      });
+      keep([=](int r, int channel, auto lanes, int64_t at)
+               PIXELFAST_INLINE { return f(Lanes::load(a + at), load(rows[r] + channel, lanes)); });
     } else if (step.row >= 0) {
-      keep([=](int r, int channel, int lanes, int64_t at) {
-        return f(Lanes::load(rows[r] + channel, lanes), Lanes::load(b + at));
-      });
+      keep([=](int r, int channel, auto lanes, int64_t at)
+               PIXELFAST_INLINE { return f(load(rows[r] + channel, lanes), Lanes::load(b + at)); });
     } else if (a != nullptr) {
-      keep([=](int, int, int, int64_t at) { return f(Lanes::load(a + at), x); });
+      keep([=](int, int, auto, int64_t at) PIXELFAST_INLINE { return f(Lanes::load(a + at), x); });
     } else {
-      keep([=](int, int, int, int64_t at) { return f(x, Lanes::load(b + at)); });
+      keep([=](int, int, auto, int64_t at) PIXELFAST_INLINE { return f(x, Lanes::load(b + at)); });
     }
   }
   void save(const float* values, float* const* rows) const {
-    each([&](int r, int channel, int lanes, int64_t at) {
-      Lanes::load(values + at).store(rows[r] + channel, lanes);
-    });
+    each([=](int r, int channel, auto lanes, int64_t at)
+             PIXELFAST_INLINE { store(Lanes::load(values + at), rows[r] + channel, lanes); });
   }
   void run() const {
-    const float* const* rows = leaf(step.leaf);
+    const float* const* const rows = leaf(step.leaf);
+    float* const y = slot(step);
     switch (step.fn) {
       case Fn::product:
         return;
       case Fn::load:
       case Fn::vector:
         if (step.slot < 0) return;
-        return each([&](int r, int channel, int lanes, int64_t at) {
-          Lanes::load(rows[r] + channel, lanes).store(slot(step) + at);
-        });
+        return each([=](int r, int channel, auto lanes, int64_t at)
+                        PIXELFAST_INLINE { load(rows[r] + channel, lanes).store(y + at); });
       case Fn::splat:
-        return each([&](int r, int, int, int64_t at) { Lanes::set(*rows[r]).store(slot(step) + at); });
-      case Fn::scalar:
+        return each([=](int r, int, auto, int64_t at)
+                        PIXELFAST_INLINE { Lanes::set(*rows[r]).store(y + at); });
+      case Fn::scalar: {
         if (step.slot < 0) return;
-        return each([&](int, int, int, int64_t at) { Lanes::set(step.scalar).store(slot(step) + at); });
+        const Lanes x = Lanes::set(step.scalar);
+        return each([=](int, int, auto, int64_t at) PIXELFAST_INLINE { x.store(y + at); });
+      }
       case Fn::store:  // in the arena, where its users read it
         return save(value(step.a), const_cast<float* const*>(rows));
       default:

@@ -117,6 +117,33 @@ void pack_expression(const OpRecord& op, PackedOp& packed) {
   }
 }
 
+// Whether an expression is a product, and what can happen to it in registers: then that is `after`, in place
+// of the steps.
+void follow_product(PackedOp& packed) {
+  if (packed.parts.size() != 1) return;
+  int value = -1;  // the step that has it
+  std::vector<Step> after;
+  for (int i = 0; i < static_cast<int>(packed.steps.size()); ++i) {
+    const Step& step = packed.steps[i];
+    const bool a = step.a == value, b = step.b == value;
+    if (step.fn == Fn::product && value < 0) {
+      value = i;
+    } else if ((step.fn == Fn::load || step.fn == Fn::vector) && step.slot < 0) {
+      continue;  // read where it is added
+    } else if (value >= 0 && (step.fn == Fn::add && step.row >= 0 ? a || b : step.fn == Fn::relu && a)) {
+      after.push_back(step), value = i;
+    } else if (value >= 0 && step.fn == Fn::store && a) {
+      after.push_back(step);
+    } else {
+      return;
+    }
+  }
+  if (value + 1 != static_cast<int>(packed.steps.size())) return;
+  packed.after = std::move(after);
+  packed.steps.clear();
+  packed.n_slots = 0;
+}
+
 // The parts of an op's product, and its output channels as tasks: those whose parts together fill the vectors
 // that are computed at once. Returns the floats of its weights and biases, which begin at `at`.
 int64_t pack_tasks(const OpRecord& op, int lanes, int64_t at, PackedOp& packed) {
@@ -189,6 +216,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     }
     if (op.op == Op::conv || op.op == Op::map) size += pack_tasks(op, kernels.lanes, size, packed);
     pack_expression(op, packed);
+    follow_product(packed);
     if (op.op == Op::attend) {
       attends_ = true;
       const int64_t keys = program_.buffers[op.attention.key.buffer].width;

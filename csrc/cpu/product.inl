@@ -10,6 +10,40 @@ constexpr int tile_rows(int vectors) {
   return kAccumulators / vectors < kMostRows ? kAccumulators / vectors : kMostRows;
 }
 
+// What follows a product, of a tile.
+template <int kRows, int kCount>
+__attribute__((always_inline)) inline void go_on(const ProductArgs& p, int row, Lanes (&acc)[kRows][kCount]) {
+  for (const After *a = p.after, *end = a + p.n_after; a != end; ++a) {
+    const float* const* rows = a->rows + row;
+    const auto each = [&](auto use) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kCount; ++v) {
+          const int lanes = v < kCount - 1 ? Lanes::kLanes : p.columns - v * Lanes::kLanes;
+          use(acc[r][v], rows[r] + p.column + v * Lanes::kLanes, lanes);
+        }
+      }
+    };
+    switch (a->fn) {
+      case Fn::add:
+        each([](Lanes& x, const float* y, int lanes)
+                 __attribute__((always_inline)) { x = x + Lanes::load(y, lanes); });
+        break;
+      case Fn::store:
+        each([](const Lanes& x, const float* y, int lanes)
+                 __attribute__((always_inline)) { x.store(const_cast<float*>(y), lanes); });
+        break;
+      default:
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+          for (int v = 0; v < kCount; ++v) acc[r][v] = vrelu(acc[r][v]);
+        }
+    }
+  }
+}
+
 // `kRows` rows times `kCount` vectors of outputs: each is one chain of multiply-adds, in the order of the
 // taps. Returns how far it has fetched ahead.
 template <int kRows, int kCount>
@@ -63,6 +97,7 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
     }
     for (; i < channels; ++i) channel(i);
   }
+  if (p.n_after > 0) go_on(p, row, acc);
   // Read before anything is stored, after which all would be read again.
   const int rest = p.columns - (kCount - 1) * Lanes::kLanes;
   const int64_t to_next = p.vector_stride;

@@ -57,8 +57,9 @@ struct PackedOp {
   std::vector<int> parts;             // first product channels
   std::vector<Panel> panels;
   std::vector<Task> tasks;
-  int vectors = 0;  // of outputs, in all tasks
-  std::vector<Step> steps;
+  int vectors = 0;          // of outputs, in all tasks
+  std::vector<Step> steps;  // none where `after` is all that follows a product
+  std::vector<Step> after;
   std::vector<Instruction> leaves;  // those that read a row elsewhere: what `Step::leaf` counts
   int n_slots = 0;
   int64_t weights_nbytes = 0;

@@ -256,6 +256,12 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   args.input_stride = packed.depth;
   args.rows = rows_;
   args.start = op.start.buffer >= 0 ? work_.starts.data() : nullptr;
+  work_.after.clear();
+  for (const Step& step : packed.after) {
+    const int leaf = step.fn == Fn::store ? step.leaf : step.row;
+    work_.after.push_back({step.fn, work_.leaves.data() + (leaf < 0 ? 0 : leaf * kBlockRows)});
+  }
+  args.after = work_.after.data(), args.n_after = static_cast<int>(packed.after.size());
   const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
   args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
   args.row_stride = packed.steps.empty() ? 0 : lanes;

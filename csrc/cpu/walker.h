@@ -36,6 +36,7 @@ struct Workspace {
   std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
   std::vector<const float*> starts;          // [kBlockRows]
   std::vector<float*> product_rows, outputs;
+  std::vector<After> after;
   LevelTable table;
 };
 
