@@ -12,6 +12,34 @@ constexpr int kVectors = 4;     // vectors of outputs that a product computes at
 constexpr int kNarrowRows = 4;  // rows that may be lanes, where outputs are so few that most lanes were idle
 constexpr int kLine = 16;       // floats to a cache line
 
+// Images of positions, as rows of a block: `n[s]` of them at (y[s], x[s]), from `image[s]` on.
+struct Segments {
+  int count;
+  int32_t y[kBlockRows], x[kBlockRows], image[kBlockRows], n[kBlockRows];
+};
+
+// Where a block of rows finds some channels of a buffer: at (y * stride_y + dy, x * stride_x + dx).
+struct Read {
+  const int64_t *rows, *columns;  // where row y and column x begin: the sum is the place of (y, x)
+  int32_t height, width, stride_y, stride_x, dy, dx;
+  int space, channel;
+};
+
+struct Base {
+  float* start;
+  int64_t image_stride;
+};
+
+struct GatherArgs {
+  const Segments* segments;
+  int n_rows;
+  const Read* reads;
+  int n_reads;
+  const Base* bases;       // by space
+  const float* zeros;      // outside the grid
+  const float** pointers;  // [n_reads][kBlockRows], and room for as many as a vector has
+};
+
 // What happens to a product while it is in registers: `add` adds rows, `store` copies it to them, `relu`.
 struct After {
   Fn fn;
@@ -105,6 +133,7 @@ struct LevelArgs {
 struct Kernels {
   const char* name;
   int lanes;
+  void (*gather)(const GatherArgs&);
   void (*product)(const ProductArgs&);
   void (*expression)(const ExpressionArgs&);
   int64_t (*attend)(const AttendArgs&);  // returns the positions attended to

@@ -2,6 +2,8 @@
 // namespace. No std templates and no inline functions of external linkage here: the linker keeps one copy of
 // such a symbol for everybody, and it may be the one that uses instructions this machine lacks.
 
+#include "cpu/gather.inl"
+
 // ---- product ---------------------------------------------------------------------------------------------
 
 inline Lanes multiply(Lanes x, Lanes weight, Lanes sum) { return Lanes::fma(x, weight, sum); }

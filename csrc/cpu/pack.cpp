@@ -223,8 +223,6 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       most_scores_ = std::max(most_scores_, op.attention.heads * (round_up(keys, 16) + 1));
     }
     widest = std::max<int64_t>(widest, std::max(op.channels, op.product_channels));
-    most_taps_ = std::max(most_taps_, op.taps.size());
-    most_leaves_ = std::max(most_leaves_, packed.leaves.size());
     most_slots_ = std::max(most_slots_, packed.n_slots);
     most_products_ =
         std::max<int64_t>(most_products_, std::max<int64_t>(packed.parts.size(), kVectors) * kernels.lanes);
@@ -237,6 +235,10 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     for (int32_t y = 0; y < b.height; ++y) places.rows.push_back(b.offset + y % b.rows * b.row_stride);
     for (int32_t x = 0; x < b.width; ++x) places.columns.push_back(x % b.columns * b.col_stride);
     places_.push_back(std::move(places));
+  }
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    find_reads(program_.ops[i], ops_[i]);
+    most_reads_ = std::max(most_reads_, ops_[i].reads.size());
   }
   // An odd number of cache lines, so that the images' rows do not all fall into the same sets of the cache.
   arena_stride_ = round_up(program_.arena_floats, kAlign);
@@ -295,6 +297,29 @@ void Engine::keep_data(const float* data) {
       a.bias = static_cast<int32_t>(keep(a.bias, row * a.bias_heads));
     }
   }
+}
+
+void Engine::find_reads(const OpRecord& op, PackedOp& packed) const {
+  static const int64_t origin = 0;
+  const auto read = [&](int32_t buffer, int channel, int stride_y, int stride_x, int dy, int dx) {
+    const Buffer& b = program_.buffers[buffer];
+    const Places& places = places_[buffer];
+    packed.reads.push_back({places.rows.data(), places.columns.data(), b.height, b.width, stride_y, stride_x,
+                            dy, dx, static_cast<int>(b.space), channel});
+  };
+  if (op.op == Op::attend) return;
+  for (const Tap& tap : op.taps) read(tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx);
+  if (op.start.buffer >= 0) read(op.start.buffer, op.start.channel, 1, 1, 0, 0);
+  for (const Instruction& leaf : packed.leaves) {
+    if (leaf.fn == Fn::vector) {  // the same for all rows
+      packed.reads.push_back({&origin, &origin, 1, 1, 0, 0, 0, 0, static_cast<int>(Space::data), leaf.a});
+    } else if (leaf.fn == Fn::store) {
+      read(leaf.b, leaf.c, 1, 1, 0, 0);
+    } else {
+      read(leaf.a, leaf.b, 1, 1, leaf.c, leaf.d);
+    }
+  }
+  read(op.buffer, op.channel, 1, 1, 0, 0);
 }
 
 void Engine::pack(size_t index, const float* data) {

@@ -39,10 +39,7 @@ std::unique_ptr<Workspace> Engine::borrow() const {
   w->rounded = AlignedFloats(most_rounded_ * kBlockRows);
   w->scores = AlignedFloats(most_scores_);
   w->slots = AlignedFloats(static_cast<int64_t>(most_slots_) * kBlockRows * kernels_.lanes);
-  w->inputs.resize(std::max<size_t>(most_taps_, 1) * kBlockRows);
-  w->leaves.resize(most_leaves_ * kBlockRows);
-  w->outputs.resize(kBlockRows);
-  w->starts.resize(kBlockRows);
+  w->rows.resize((most_reads_ + 1) * kBlockRows);
   for (int r = 0; r < kBlockRows; ++r) w->product_rows.push_back(w->product.get() + r * kernels_.lanes);
   return w;
 }
@@ -59,8 +56,7 @@ int64_t Engine::working_nbytes() const {
   for (const std::unique_ptr<Workspace>& w : idle_) {
     for (const AlignedFloats* a : {&w->arena, &w->product, &w->rounded, &w->slots, &w->scores})
       floats += a->size();
-    pointers += static_cast<int64_t>(w->inputs.size() + w->leaves.size() + w->outputs.size() +
-                                     w->starts.size() + w->product_rows.size());
+    pointers += static_cast<int64_t>(w->rows.size() + w->product_rows.size());
   }
   for (const Places& p : places_) pointers += static_cast<int64_t>(p.rows.size() + p.columns.size());
   return floats * static_cast<int64_t>(sizeof(float)) + pointers * static_cast<int64_t>(sizeof(void*));

@@ -61,6 +61,7 @@ struct PackedOp {
   std::vector<Step> steps;  // none where `after` is all that follows a product
   std::vector<Step> after;
   std::vector<Instruction> leaves;  // those that read a row elsewhere: what `Step::leaf` counts
+  std::vector<Read> reads;          // taps, what sums begin with, leaves, and where results go
   int n_slots = 0;
   int64_t weights_nbytes = 0;
 };
@@ -114,6 +115,7 @@ class Engine {
 
   void keep_data(const float* data);
   void pack(size_t op, const float* data);
+  void find_reads(const OpRecord& op, PackedOp& packed) const;
   // In crew.cpp.
   Crew choose_crew(const CpuRequest& request) const;
   int choose_chunk(int64_t n, int teams) const;
@@ -136,7 +138,7 @@ class Engine {
   double mean_positions_ = 1;  // per launch
   std::vector<Load> loads_;    // of each op
   bool attends_ = false;
-  size_t most_taps_ = 0, most_leaves_ = 0;
+  size_t most_reads_ = 1;
   int64_t most_rounded_ = 0;  // floats that a row of an op's inputs take as pairs of bf16
   int64_t most_products_ = 0;
   int most_slots_ = 0;

@@ -96,7 +96,7 @@ bool Walker::run_launch(const Launch& launch, const Share& share, const std::ato
   const int size = engine_.ops_[launch.op].vectors > 0 ? std::min(kBlockRows, equal) : kBlockRows;
   int64_t skip = share.first_row / images_;  // positions
   int image = static_cast<int>(share.first_row % images_);
-  rows_ = n_segments_ = 0;
+  rows_ = segments_.count = 0;
   for (const Run* run = &program_.runs[launch.first_run]; left > 0; ++run) {
     if (skip >= run->n) {
       skip -= run->n;
@@ -107,13 +107,14 @@ bool Walker::run_launch(const Launch& launch, const Share& share, const std::ato
     for (int64_t k = skip; k < run->n && left > 0; ++k, y += run->dy, x += run->dx) {
       while (image < images_ && left > 0) {
         const int n = static_cast<int>(std::min<int64_t>(std::min(images_ - image, size - rows_), left));
-        segments_[n_segments_++] = {y, x, image, n};
+        const int s = segments_.count++;
+        segments_.y[s] = y, segments_.x[s] = x, segments_.image[s] = image, segments_.n[s] = n;
         rows_ += n;
         image += n;
         left -= n;
         if (rows_ == size || left == 0) {
           run_block(launch.op, share);
-          rows_ = n_segments_ = 0;
+          rows_ = segments_.count = 0;
           if (failure_.flaw != Flaw::none || stop.load(std::memory_order_relaxed)) return false;
         }
       }
@@ -132,11 +133,12 @@ void Walker::run_block(int32_t index, const Share& share) {
   uint64_t gathered = start;
   switch (op.op) {
     case Op::input:
-      run_input(op);
+      run_input(op, packed);
       break;
     case Op::conv:
     case Op::map:
-      gather_inputs(op, packed);
+      gather(packed);
+      if (engine_.bf16_ != nullptr && !op.taps.empty()) round_inputs(op, packed);
       gathered = now();
       run_tasks(op, packed, share.first, share.end);
       break;
@@ -144,7 +146,7 @@ void Walker::run_block(int32_t index, const Share& share) {
       run_attention(op, share.first, share.end);
       break;
     default:
-      run_head(op);
+      run_head(op, packed);
       break;
   }
   if (request_.profile == nullptr) return;
@@ -159,50 +161,15 @@ void Walker::run_block(int32_t index, const Share& share) {
   product_ticks_ = 0;
 }
 
-void Walker::gather(int32_t index, int channel, int stride_y, int stride_x, int dy, int dx,
-                    const float** rows) {
-  const Buffer& buffer = program_.buffers[index];
-  const int64_t* const row_of = engine_.places_[index].rows.data();
-  const int64_t* const column_of = engine_.places_[index].columns.data();
-  const Base base = bases_[static_cast<int>(buffer.space)];
-  for (const Segment *s = segments_, *end = segments_ + n_segments_; s != end; ++s) {
-    const int32_t y = s->y * stride_y + dy, x = s->x * stride_x + dx;
-    const bool inside = y >= 0 && y < buffer.height && x >= 0 && x < buffer.width;
-    const float* p = engine_.zeros_.get();
-    int64_t step = 0;
-    if (inside) {
-      p = base.start + row_of[y] + column_of[x] + channel + s->image * base.image_stride;
-      step = base.image_stride;
-    }
-    for (int i = 0; i < s->n; ++i, p += step) *rows++ = p;
-  }
-}
-
-void Walker::gather_inputs(const OpRecord& op, const PackedOp& packed) {
-  const float** inputs = work_.inputs.data();
-  for (const Tap& tap : op.taps) {
-    gather(tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, inputs);
-    inputs += kBlockRows;
-  }
-  if (engine_.bf16_ != nullptr && !op.taps.empty()) round_inputs(op, packed);
-  if (op.start.buffer >= 0) gather(op.start.buffer, op.start.channel, 1, 1, 0, 0, work_.starts.data());
-  const float** leaves = work_.leaves.data();
-  for (const Instruction& leaf : packed.leaves) {
-    if (leaf.fn == Fn::vector) {
-      std::fill_n(leaves, rows_, engine_.data_.data() + leaf.a);
-    } else if (leaf.fn == Fn::store) {
-      gather(leaf.b, leaf.c, 1, 1, 0, 0, leaves);
-    } else {
-      gather(leaf.a, leaf.b, 1, 1, leaf.c, leaf.d, leaves);
-    }
-    leaves += kBlockRows;
-  }
-  gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
+// Pointers to all that the rows of the block read and write.
+void Walker::gather(const PackedOp& packed) {
+  engine_.kernels_.gather({&segments_, rows_, packed.reads.data(), static_cast<int>(packed.reads.size()),
+                           bases_, engine_.zeros_.get(), work_.rows.data()});
 }
 
 // Lays the inputs of each row side by side.
 void Walker::round_inputs(const OpRecord& op, const PackedOp& packed) {
-  const float** rows = work_.inputs.data();
+  const float** rows = work_.rows.data();
   for (int r = 0; r < rows_; ++r) {
     float* const pairs = work_.rounded.get() + r * packed.depth;
     float* end = pairs;
@@ -222,9 +189,9 @@ void Walker::run_tasks(const OpRecord& op, const PackedOp& packed, int first, in
   args.steps = packed.steps.data();
   args.n_steps = static_cast<int>(packed.steps.size());
   args.rows = rows_;
-  args.leaves = work_.leaves.data();
+  args.leaves = leaves(op);
   args.product = work_.product.get();
-  args.outputs = work_.outputs.data();
+  args.outputs = outputs(packed);
   args.slots = work_.slots.get();
   for (const Task& task : packed.tasks) {
     const int from = std::max(first, 0), to = std::min(end, task.vectors);
@@ -250,20 +217,20 @@ void Walker::run_product(const OpRecord& op, const PackedOp& packed, const Task&
   const int lanes = engine_.kernels_.lanes;
   const bool whole = to - from == task.vectors;
   ProductArgs args;
-  args.inputs = work_.inputs.data();
+  args.inputs = work_.rows.data();
   args.tap_channels = packed.tap_channels.data();
   args.n_taps = static_cast<int>(packed.tap_channels.size());
   args.input_stride = packed.depth;
   args.rows = rows_;
-  args.start = op.start.buffer >= 0 ? work_.starts.data() : nullptr;
+  args.start = op.start.buffer >= 0 ? starts(op) : nullptr;
   work_.after.clear();
   for (const Step& step : packed.after) {
     const int leaf = step.fn == Fn::store ? step.leaf : step.row;
-    work_.after.push_back({step.fn, work_.leaves.data() + (leaf < 0 ? 0 : leaf * kBlockRows)});
+    work_.after.push_back({step.fn, leaves(op) + (leaf < 0 ? 0 : leaf * kBlockRows)});
   }
   args.after = work_.after.data(), args.n_after = static_cast<int>(packed.after.size());
   const auto multiply = engine_.bf16_ != nullptr ? engine_.bf16_->product : engine_.kernels_.product;
-  args.outputs = packed.steps.empty() ? work_.outputs.data() : work_.product_rows.data();
+  args.outputs = packed.steps.empty() ? outputs(packed) : work_.product_rows.data();
   args.row_stride = packed.steps.empty() ? 0 : lanes;
   args.vector_stride = static_cast<int64_t>(packed.steps.empty() ? 1 : rows_) * lanes;
   for (int p = task.first_panel; p < task.first_panel + task.n_panels; ++p) {
@@ -311,16 +278,15 @@ void Walker::run_attention(const OpRecord& op, int first_head, int end_head) {
     const Base base = bases_[static_cast<int>(program_.buffers[buffer].space)];
     return base.start + places.rows[0] + places.columns[x] + channel + image * base.image_stride;
   };
-  for (int s = 0; s < n_segments_; ++s) {
-    const Segment& segment = segments_[s];
-    const int32_t x = segment.x, first = attention.first[x];
+  for (int s = 0; s < segments_.count; ++s) {
+    const int32_t x = segments_.x[s], first = attention.first[x];
     args.runs = attention.runs.data() + 2 * first;
     args.n_runs = attention.first[x + 1] - first;
     args.bias = nullptr;
     if (attention.bias_heads > 0) {
       args.bias = engine_.data_.data() + attention.bias + static_cast<int64_t>(x) * keys.width;
     }
-    for (int64_t image = segment.image; image < segment.image + segment.n; ++image) {
+    for (int64_t image = segments_.image[s]; image < segments_.image[s] + segments_.n[s]; ++image) {
       args.query = at(attention.query.buffer, attention.query.channel, x, image);
       args.keys = at(attention.key.buffer, attention.key.channel, 0, image);
       args.values = at(attention.value.buffer, attention.value.channel, 0, image);
@@ -331,28 +297,28 @@ void Walker::run_attention(const OpRecord& op, int first_head, int end_head) {
   }
 }
 
-int64_t Walker::pixel(const Segment& s, int i, int colour) const {
-  const int64_t plane = (first_image_ + s.image + i) * program_.colours + colour;
-  return (plane * program_.height + s.y) * program_.width + s.x;
+int64_t Walker::pixel(int segment, int i, int colour) const {
+  const int64_t plane = (first_image_ + segments_.image[segment] + i) * program_.colours + colour;
+  return (plane * program_.height + segments_.y[segment]) * program_.width + segments_.x[segment];
 }
 
-void Walker::run_input(const OpRecord& op) {
-  gather(op.buffer, op.channel, 1, 1, 0, 0, const_cast<const float**>(work_.outputs.data()));
+void Walker::run_input(const OpRecord& op, const PackedOp& packed) {
+  gather(packed);
   const float* table = engine_.data_.data() + op.table;
-  float* const* out = work_.outputs.data();
-  for (int s = 0; s < n_segments_; ++s) {
-    for (int i = 0; i < segments_[s].n; ++i) {
+  float* const* out = outputs(packed);
+  for (int s = 0; s < segments_.count; ++s) {
+    for (int i = 0; i < segments_.n[s]; ++i) {
       // The images are the caller's: another thread of theirs might change them under our hands.
-      const int32_t level = request_.images[pixel(segments_[s], i, op.colour)];
+      const int32_t level = request_.images[pixel(s, i, op.colour)];
       const int64_t row = level >= 0 && level < program_.levels ? level : 0;
       std::memcpy(*out++, table + row * op.channels, op.channels * sizeof(float));
     }
   }
 }
 
-void Walker::run_head(const OpRecord& op) {
-  const float** logits = work_.inputs.data();
-  gather(op.buffer, op.channel, 1, 1, 0, 0, logits);
+void Walker::run_head(const OpRecord& op, const PackedOp& packed) {
+  const float** logits = work_.rows.data();
+  gather(packed);
   float pairs[kBlockRows][2];  // of a bernoulli head, whose level 0 has logit 0
   if (op.op == Op::bernoulli) {
     for (int r = 0; r < rows_; ++r) {
@@ -365,11 +331,11 @@ void Walker::run_head(const OpRecord& op) {
   int32_t level[kBlockRows];
   bool given[kBlockRows];
   int row = 0;
-  for (const Segment *s = segments_, *end = segments_ + n_segments_; s != end; ++s) {
-    const int64_t position = static_cast<int64_t>(s->y) * program_.width + s->x;
-    for (int i = 0; i < s->n; ++i, ++row) {
-      const int64_t p = pixels[row] = pixel(*s, i, op.colour);
-      images[row] = request_.first_index + static_cast<uint64_t>(first_image_ + s->image + i);
+  for (int s = 0; s < segments_.count; ++s) {
+    const int64_t position = static_cast<int64_t>(segments_.y[s]) * program_.width + segments_.x[s];
+    for (int i = 0; i < segments_.n[s]; ++i, ++row) {
+      const int64_t p = pixels[row] = pixel(s, i, op.colour);
+      images[row] = request_.first_index + static_cast<uint64_t>(first_image_ + segments_.image[s] + i);
       counters[row] = static_cast<uint64_t>(position * program_.colours + op.colour);
       given[row] = request_.given != nullptr ? request_.given[p] != 0 : request_.all_given;
       const int32_t found = request_.images[p];  // the caller's memory: anything may be there

@@ -10,12 +10,6 @@
 
 namespace pixelfast {
 
-// Images of one position that follow each other in a block of rows.
-struct Segment {
-  int32_t y, x;
-  int32_t image, n;
-};
-
 // What a thread needs besides the program. Kept from run to run.
 struct Workspace {
   Workspace(const Kernels& kernels, int levels) : table(kernels, levels) {}
@@ -32,10 +26,9 @@ struct Workspace {
   AlignedFloats product;  // [vectors][rows][lanes]
   AlignedFloats rounded;  // inputs of a product as pairs of bf16
   AlignedFloats slots;
-  AlignedFloats scores;                      // of attention: [heads][positions], and totals
-  std::vector<const float*> inputs, leaves;  // [taps or leaves][kBlockRows]
-  std::vector<const float*> starts;          // [kBlockRows]
-  std::vector<float*> product_rows, outputs;
+  AlignedFloats scores;            // of attention: [heads][positions], and totals
+  std::vector<const float*> rows;  // [PackedOp::reads][kBlockRows]
+  std::vector<float*> product_rows;
   std::vector<After> after;
   LevelTable table;
 };
@@ -70,11 +63,6 @@ class Walker {
   const Profile& profile() const { return profile_; }
 
  private:
-  struct Base {
-    float* start;
-    int64_t image_stride;
-  };
-
   void look_ahead(int32_t launch);
   bool wait(bool stop);  // for the team; whether all stop
   bool by_rows(const Launch& launch) const;
@@ -84,15 +72,20 @@ class Walker {
   void run_block(int32_t op, const Share& share);
   void run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end);
   void run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int first, int end);
-  void gather_inputs(const OpRecord& op, const PackedOp& packed);
+  void gather(const PackedOp& packed);
   void round_inputs(const OpRecord& op, const PackedOp& packed);
-  void run_input(const OpRecord& op);
-  void run_head(const OpRecord& op);
+  void run_input(const OpRecord& op, const PackedOp& packed);
+  void run_head(const OpRecord& op, const PackedOp& packed);
   void run_attention(const OpRecord& op, int first_head, int end_head);
-
-  // Pointers to one channel of a buffer for the rows of the block; to zeros outside the grid.
-  void gather(int32_t buffer, int channel, int stride_y, int stride_x, int dy, int dx, const float** rows);
-  int64_t pixel(const Segment& s, int i, int colour) const;  // its index in images, log_prob and given
+  // Of the block, what starts, leaves and outputs are of an op.
+  const float** starts(const OpRecord& op) const { return work_.rows.data() + op.taps.size() * kBlockRows; }
+  const float** leaves(const OpRecord& op) const {
+    return starts(op) + (op.start.buffer >= 0 ? kBlockRows : 0);
+  }
+  float* const* outputs(const PackedOp& packed) const {
+    return const_cast<float* const*>(work_.rows.data() + (packed.reads.size() - 1) * kBlockRows);
+  }
+  int64_t pixel(int segment, int i, int colour) const;  // its index in images, log_prob and given
   uint64_t now() const { return request_.profile != nullptr ? ticks() : 0; }
 
   const Engine& engine_;
@@ -105,8 +98,7 @@ class Walker {
   int images_;
   Base bases_[3];  // by Space
   int rows_ = 0;   // of the block
-  int n_segments_ = 0;
-  Segment segments_[kBlockRows];
+  Segments segments_{};
   const Panel* ahead_ = nullptr;  // the weights to be fetched now
   int32_t ahead_at_ = -1;         // the launch that they are for
   int64_t multiply_adds_ = 0;
