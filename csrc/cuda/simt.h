@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/portable.h"
+#include "core/fp16.h"
 
 namespace pixelfast {
 namespace simt {
@@ -16,6 +16,8 @@ enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a 
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
+#define PIXELFAST_ROLLED _Pragma("unroll 1")  // before a loop whose body is to be there once
+#define PIXELFAST_UNROLLED _Pragma("unroll")  // before one that indexes what is to stay in registers
 
 namespace pixelfast {
 namespace simt {
@@ -75,18 +77,53 @@ struct Shared {
   PIXELFAST_DEVICE void set(int i, T x) { words[i] = x; }
 };
 
+// Of half precision, and to it, rounded to the nearest even.
+template <Half kHalf>
+PIXELFAST_DEVICE inline float widen(uint16_t x) {
+  if (kHalf == Half::bfloat16) return from_bf16(x);
+  float found = 0;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(found) : "h"(x));
+  return found;
+}
+template <Half kHalf>
+PIXELFAST_DEVICE inline uint16_t narrow(float x) {
+  uint16_t found = 0;
+  if (kHalf == Half::float16) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(found) : "f"(x));
+  } else {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(found) : "f"(x));
+#else
+    found = bf16_of(x);
+#endif
+  }
+  return found;
+}
+// To about 2^-22 of their value.
+PIXELFAST_DEVICE inline float fast_exp2(float x) {
+  float found = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
+  return found;
+}
+PIXELFAST_DEVICE inline float fast_reciprocal(float x) {
+  float found = 0;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
+  return found;
+}
+
 // ---- from sm_80 on ---------------------------------------------------------------------------------------
 
 // Starts a copy of 4, 8 or 16 bytes, which both sides are aligned to, from memory of the device to the words
 // from i on; zeros if not `live`, and then `from` need only be an address. It may be read after
-// wait_for_copies, by others after a barrier too.
-template <int kWords, int kSize>
+// wait_for_copies, by others after a barrier too. What will soon be read again is to be `kKept` in the first
+// cache; 4 and 8 bytes always are.
+template <int kWords, bool kKept = false, int kSize>
 PIXELFAST_DEVICE inline void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live) {
 #if __CUDA_ARCH__ >= 800
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
   const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(&to.words[i]));
   const int bytes = live ? 4 * kWords : 0;
-  if (kWords == 4) {
+  if (kWords == 4 && !kKept) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes)
                  : "memory");
   } else {
@@ -143,14 +180,12 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
                                              float (&sum)[4]) {
 #if __CUDA_ARCH__ >= 800
   if (kHalf == Half::bfloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -168,5 +203,7 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
 #include "cuda/emulator.h"
 
 #define PIXELFAST_DEVICE
+#define PIXELFAST_ROLLED
+#define PIXELFAST_UNROLLED
 
 #endif

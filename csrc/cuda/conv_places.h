@@ -1,0 +1,57 @@
+// Where the kernels of masked convolutions find numbers.
+#pragma once
+
+#include "cuda/conv.h"
+#include "cuda/simt.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+PIXELFAST_DEVICE inline int least(int a, int b) { return a < b ? a : b; }
+
+struct Position {
+  int32_t n, y, x;
+
+  // `count` further, row by row; the rows of an image are followed by those of the next.
+  PIXELFAST_DEVICE void advance(int count, int32_t height, int32_t width) {
+    for (x += count; x >= width; x -= width) {
+      if (++y == height) y = 0, ++n;
+    }
+  }
+};
+
+PIXELFAST_DEVICE inline Position position_of(int64_t p, int32_t height, int32_t width) {
+  const int64_t row = p / width;
+  return {static_cast<int32_t>(row / height), static_cast<int32_t>(row % height),
+          static_cast<int32_t>(p % width)};
+}
+
+PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, int64_t c) {
+  return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
+}
+
+template <class Args>
+PIXELFAST_DEVICE inline bool is_live(const Args& a, int64_t channel, int64_t input, int tap) {
+  return a.mask == nullptr ||
+         a.mask[channel * a.mask_strides.n + input * a.mask_strides.c + a.tap_mask[tap]] != 0;
+}
+
+template <class Args>
+PIXELFAST_DEVICE inline int64_t weight_place(const Args& a, int64_t channel, int64_t input, int tap) {
+  return channel * a.weight_strides.n + input * a.weight_strides.c + a.tap_weight[tap];
+}
+
+// A number of half precision, where single numbers are worked with.
+template <simt::Half kHalf>
+struct Number {
+  uint16_t bits;
+
+  Number() = default;
+  PIXELFAST_DEVICE explicit Number(float x) : bits(simt::narrow<kHalf>(x)) {}
+  PIXELFAST_DEVICE explicit operator float() const { return simt::widen<kHalf>(bits); }
+};
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pixelfast

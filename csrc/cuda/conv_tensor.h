@@ -1,0 +1,269 @@
+// Masked convolutions on tensor cores: what results, and the gradient of the input.
+//
+// A block has a tile of 256 positions and 64 output channels. A step of a sum is 32 terms: four units of
+// eight input channels, each of one live tap. Input channels are taken 32 at a time, for each row of the
+// kernel in turn: a strip holds those channels of 256 positions and of their neighbours, as many as the
+// kernel is wide, and every tap of that row reads it, each from a line further. So what is read of the input
+// is about that times the rows of the kernel, not times its taps.
+#pragma once
+
+#include "cuda/conv_tiles.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+constexpr int kStripLines = kTensorRows + kMostSpan;
+constexpr int kStripWords = kStripLines * kStep / 2;
+constexpr int kWeightWords = kTensorColumns * kStep / 2;
+
+// Strips, tiles of weights, and a unit of zeros that stands for what is outside of the grid.
+struct ConvTiles {
+  static constexpr int kWeights = kStages * kStripWords;
+  static constexpr int kZeros = kWeights + kStages * kWeightWords;
+  simt::Shared<uint32_t, kZeros + 4> words;
+};
+
+// A step of the sums: its first unit, among those of a row of the kernel and of up to 32 input channels.
+struct Step {
+  int channel = 0, row = 0, unit = 0;
+
+  PIXELFAST_DEVICE int channel_units(const ConvArgs& a) const {
+    return least((a.inputs - channel + kUnit - 1) / kUnit, kUnitsOfStep);
+  }
+  PIXELFAST_DEVICE int taps(const ConvArgs& a) const { return a.row_taps[row + 1] - a.row_taps[row]; }
+  PIXELFAST_DEVICE bool is_last_of_row(const ConvArgs& a) const {
+    return unit + kUnitsOfStep >= taps(a) * channel_units(a);
+  }
+  PIXELFAST_DEVICE void next_row(const ConvArgs& a) {
+    unit = 0;
+    if (++row == a.n_rows) row = 0, channel += kStep;
+  }
+  PIXELFAST_DEVICE void next(const ConvArgs& a) {
+    is_last_of_row(a) ? next_row(a) : static_cast<void>(unit += kUnitsOfStep);
+  }
+};
+
+// Which output channels a lane has: eight in a row of each half of the columns. With a gate, the halves are
+// its two factors.
+struct Channels {
+  int first[2], count[2];
+
+  PIXELFAST_DEVICE Channels(const ConvArgs& a, int block, int lane) {
+    const int each = a.gate ? a.outputs / 2 : a.outputs;
+    for (int h = 0; h < 2; ++h) {
+      const int c = (a.gate ? block * kTensorColumns / 2 : block * kTensorColumns + h * kTensorColumns / 2) +
+                    lane % 4 * kUnit;
+      const int there = each - c;
+      first[h] = a.gate && h == 1 ? each + c : c;
+      count[h] = there < 0 ? 0 : least(there, kUnit);
+    }
+  }
+};
+
+// A block for each step and tile of columns: the weights that it multiplies with, zero where they are dead.
+// Columns are in such an order that a lane has the sums of neighbouring channels.
+PIXELFAST_DEVICE void pack_block(const ConvArgs& a) {
+  const int steps = a.steps, block = simt::block() / steps;
+  Step step;
+  const int whole = least(simt::block() % steps / a.n_taps, a.inputs / kStep);
+  step.channel = whole * kStep;
+  for (int s = whole * a.n_taps; s < simt::block() % steps; ++s) step.next(a);
+  const int units = step.channel_units(a);
+  uint16_t* const packed = static_cast<uint16_t*>(a.packed) + simt::block() * int64_t{kTensorColumns * kStep};
+  for (int e = simt::thread(); e < kTensorColumns * kStep; e += simt::threads()) {
+    const int column = e / kStep, unit = step.unit + e % kStep / kUnit;
+    const int half = column / (kTensorColumns / 2), among = column % 8 / 2;
+    const int nth = column % (kTensorColumns / 2) / 8 * 2 + column % 2;
+    const Channels channels(a, block, among);
+    const int input = step.channel + unit % units * kUnit + e % kUnit, tap = unit / units;
+    uint16_t found = 0;
+    if (nth < channels.count[half] && input < a.inputs && tap < step.taps(a)) {
+      const int channel = channels.first[half] + nth, t = a.row_taps[step.row] + tap;
+      if (is_live(a, channel, input, t)) {
+        found = static_cast<const uint16_t*>(a.weight)[weight_place(a, channel, input, t)];
+      }
+    }
+    packed[e] = found;
+  }
+}
+
+// What a thread brings to the strips: one unit of every 32nd line.
+struct StripCopies {
+  static constexpr int kLines =
+      (kStripLines + kTensorThreads / kUnitsOfStep - 1) / (kTensorThreads / kUnitsOfStep);
+  static constexpr uint32_t kNowhere = 0xFFFF;
+  int64_t places[kLines];
+  uint32_t rows[kLines];  // y, or nowhere
+
+  PIXELFAST_DEVICE StripCopies(const ConvArgs& a, int64_t first) {
+    const int64_t start = first + a.left + simt::thread() / kUnitsOfStep,
+                  image = int64_t{a.height} * a.columns;
+    const int64_t before = start < 0 ? (image - 1 - start) / image : 0;  // images, so that none is negative
+    Position at = position_of(start + before * image, a.height, a.columns);
+    at.n -= static_cast<int32_t>(before);
+    PIXELFAST_UNROLLED
+    for (int i = 0; i < kLines; ++i) {
+      const bool there = at.n >= 0 && at.n < a.batch && at.x < a.in_width;
+      places[i] = place_of(a.in_strides, at, 0);
+      rows[i] = there ? at.y : kNowhere;
+      at.advance(kTensorThreads / kUnitsOfStep, a.height, a.columns);
+    }
+  }
+
+  PIXELFAST_DEVICE void start(const ConvArgs& a, ConvTiles& memory, int stage, const Step& step) const {
+    const int unit = simt::thread() % kUnitsOfStep, channel = step.channel + unit * kUnit;
+    const int dy = a.tap_y[a.row_taps[step.row]];
+    const int64_t shift = dy * a.in_strides.y + channel * a.in_strides.c;
+    if (channel >= a.inputs) return;
+    PIXELFAST_UNROLLED
+    for (int i = 0; i < kLines; ++i) {
+      const int line = simt::thread() / kUnitsOfStep + i * (kTensorThreads / kUnitsOfStep);
+      const bool inside = rows[i] + static_cast<uint32_t>(dy) < static_cast<uint32_t>(a.in_height);
+      if (line >= kTensorRows + a.span) break;
+      bring<false>(memory.words, stage * kStripWords + word_of<kUnitsOfStep>(line, unit), a.in,
+                   places[i] + shift, a.in_strides.c, inside ? a.inputs - channel : 0, a.in_units);
+    }
+  }
+};
+
+PIXELFAST_DEVICE inline void start_weights(const ConvArgs& a, ConvTiles& memory, int64_t tile, int stage) {
+  const uint16_t* const from = static_cast<const uint16_t*>(a.packed) + tile * (kTensorColumns * kStep);
+  for (int e = simt::thread(); e < kTensorColumns * kUnitsOfStep; e += kTensorThreads) {
+    const int word = word_of<kUnitsOfStep>(e / kUnitsOfStep, e % kUnitsOfStep);
+    simt::copy_async<4>(memory.words, ConvTiles::kWeights + stage * kWeightWords + word, from + e * kUnit,
+                        true);
+  }
+}
+
+// Adds the products of a step. `x`: of the lane's rows, 16 apart.
+template <simt::Half kHalf>
+PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const ConvTiles& memory, const Step& step,
+                                           int strip, int weights, const int (&x)[4], Sums& sums) {
+  const int lane = simt::lane(), line = simt::thread() / simt::kWarp * kWarpRows + lane % 16;
+  const int units = step.channel_units(a), taps = step.taps(a);
+  for (int term = 0; term < kStep; term += 16) {
+    Fragments f;
+    f.load_columns<false>(memory.words, ConvTiles::kWeights + weights * kWeightWords, term);
+    const int nth = step.unit + term / kUnit + lane / 16;
+    const int tap = units == kUnitsOfStep ? nth / kUnitsOfStep : nth / units, unit = nth - tap * units;
+    const int dx = tap < taps ? a.tap_x[a.row_taps[step.row] + tap] : kMostSide + 1;
+    for (int i = 0; i < 4; ++i) {
+      const int word = strip * kStripWords + word_of<kUnitsOfStep>(line + 16 * i + dx - a.left, unit);
+      const bool inside = static_cast<uint32_t>(x[i] + dx) < static_cast<uint32_t>(a.in_width);
+      simt::load_matrices(memory.words, inside ? word : ConvTiles::kZeros, f.rows[i]);
+    }
+    f.multiply<kHalf>(sums);
+  }
+}
+
+PIXELFAST_DEVICE inline float fast_sigmoid(float x) {
+  return simt::fast_reciprocal(1.0f + simt::fast_exp2(x * -1.44269504f));
+}
+PIXELFAST_DEVICE inline float fast_tanh(float x) {
+  const float far = 1.0f - 2.0f * simt::fast_reciprocal(1.0f + simt::fast_exp2(x * 2.88539008f));
+  return x > -0.06f && x < 0.06f ? x - x * x * x * 0.333333333f : far;  // where the other one cancels
+}
+
+// Bias, condition, gate and residual of the sums of one position.
+template <simt::Half kHalf>
+PIXELFAST_DEVICE inline void finish_position(const ConvArgs& a, const Position& at, const Channels& channels,
+                                             float (&y)[2][kUnit]) {
+  using Numbers = Eight<kHalf>;
+  PIXELFAST_UNROLLED
+  for (int h = 0; h < 2; ++h) {
+    const int c = channels.first[h], n = channels.count[h];
+    if (a.bias != nullptr) Numbers::add(a.bias, c, 1, n, y[h]);
+    if (a.condition != nullptr) {
+      Numbers::add(a.condition, place_of(a.condition_strides, at, c), a.condition_strides.c, n, y[h]);
+    }
+    if (!a.gate) continue;
+    for (int e = 0; e < kUnit; ++e) y[h][e] = h == 0 ? fast_tanh(y[h][e]) : fast_sigmoid(y[h][e]);
+    Numbers::store(a.factors, place_of(a.factor_strides, at, c), a.factor_strides.c, n, y[h]);
+  }
+  PIXELFAST_UNROLLED
+  for (int h = 0; h < 2; ++h) {
+    const int c = channels.first[h], n = channels.count[h];
+    if (a.gate && h == 1) break;
+    for (int e = 0; e < kUnit; ++e) y[h][e] *= a.gate ? y[1][e] : 1.0f;
+    if (a.residual != nullptr) {
+      Numbers::add(a.residual, place_of(a.residual_strides, at, c), a.residual_strides.c, n, y[h]);
+    }
+    Numbers::store(a.out, place_of(a.out_strides, at, c), a.out_strides.c, n, y[h]);
+  }
+}
+
+template <simt::Half kHalf>
+PIXELFAST_DEVICE inline void finish_tile(const ConvArgs& a, int64_t first, int block, Sums& sums) {
+  const int lane = simt::lane();
+  const Channels channels(a, block, lane);
+  const int row = simt::thread() / simt::kWarp * kWarpRows + lane / 4;
+  Position at = position_of(first + row, a.height, a.columns);
+  // What is next comes to the front, so that all is indexed by constants and the code is there once.
+  PIXELFAST_ROLLED
+  for (int i = 0; i < 2 * 4; ++i) {
+    const bool lower = i % 2 == 1;
+    float y[2][kUnit];
+    PIXELFAST_UNROLLED
+    for (int e = 0; e < 2 * kUnit; ++e) {
+      const auto& pairs = sums[0][e / 2];
+      y[e / kUnit][e % kUnit] = lower ? pairs[2 + e % 2] : pairs[e % 2];
+    }
+    if (at.n < a.batch && at.x < a.width) finish_position<kHalf>(a, at, channels, y);
+    at.advance(8, a.height, a.columns);
+    PIXELFAST_UNROLLED
+    for (int k = 0; k < 3 * 8 * 4; ++k) {
+      if (lower) sums[k / 32][k / 4 % 8][k % 4] = sums[k / 32 + 1][k / 4 % 8][k % 4];
+    }
+  }
+}
+
+template <simt::Half kHalf>
+PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
+  const int wide = a.gate ? kTensorColumns / 2 : kTensorColumns;
+  const int column_blocks = ((a.gate ? a.outputs / 2 : a.outputs) + wide - 1) / wide;
+  const int block = simt::block() % column_blocks;
+  const int64_t first = static_cast<int64_t>(simt::block() / column_blocks) * kTensorRows;
+  const int thread = simt::thread();
+  int x[4];
+  Position at =
+      position_of(first + thread / simt::kWarp * kWarpRows + simt::lane() % 16, a.height, a.columns);
+  for (int i = 0; i < 4; ++i) x[i] = at.x, at.advance(16, a.height, a.columns);
+  const StripCopies copies(a, first);
+  Sums sums = {};
+  if (thread < 4) memory.words.set(ConvTiles::kZeros + thread, 0);
+
+  // Copies are started two steps ahead: weights each step, strips where a row of the kernel begins.
+  Step now, ahead;
+  int strip = 0, ahead_strip = 0;
+  for (int s = 0; s < kStages - 1; ++s) {
+    if (ahead.channel < a.inputs && a.n_taps > 0) {
+      copies.start(a, memory, ahead_strip++, ahead);
+      ahead.next_row(a);
+    }
+    if (s < a.steps) start_weights(a, memory, static_cast<int64_t>(block) * a.steps + s, s);
+    simt::group_copies();
+  }
+  for (int s = 0; s < a.steps; ++s) {
+    simt::wait_for_copies<kStages - 2>();
+    simt::sync_block();
+    if (now.unit == 0 && ahead.channel < a.inputs) {
+      copies.start(a, memory, ahead_strip, ahead);
+      ahead_strip = ahead_strip == kStages - 1 ? 0 : ahead_strip + 1;
+      ahead.next_row(a);
+    }
+    const int later = s + kStages - 1;
+    if (later < a.steps) {
+      start_weights(a, memory, static_cast<int64_t>(block) * a.steps + later, later % kStages);
+    }
+    simt::group_copies();
+    multiply_step<kHalf>(a, memory, now, strip, s % kStages, x, sums);
+    if (now.is_last_of_row(a)) strip = strip == kStages - 1 ? 0 : strip + 1;
+    now.next(a);
+  }
+  finish_tile<kHalf>(a, first, block, sums);
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pixelfast
