@@ -58,7 +58,7 @@ struct ConvArgs : ConvShape {
   int32_t gate;
   // On tensor cores.
   void* packed;    // live weights, in the order in which tiles read them
-  bool in_units;   // whether units of `in` can be read at once
+  bool at_once;    // whether units of `in` can be read at once
   int32_t n_rows;  // of the kernel, that have taps: those of row r are row_taps[r] to row_taps[r + 1]
   int16_t row_taps[kMostTaps + 1];
   int32_t steps;       // of a sum
@@ -78,7 +78,7 @@ struct WeightGradArgs : ConvShape {
   int64_t part;         // elements of one
   Strides grad_strides, in_strides, weight_strides, mask_strides;
   int64_t tap_weight[kMostTaps], tap_mask[kMostTaps];
-  bool in_units, grad_units;
+  bool at_once;  // whether units of `in` and of `grad` can be read at once
 };
 
 // What a device is to these kernels.

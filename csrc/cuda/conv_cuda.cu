@@ -37,15 +37,15 @@ __global__ void __launch_bounds__(kConvThreads) pack_kernel(const __grid_constan
 
 extern __shared__ uint4 shared_memory[];
 
-template <Half kHalf>
+template <Half kHalf, bool kAtOnce>
 __global__ void __launch_bounds__(kTensorThreads, 2) tensor_conv_kernel(const __grid_constant__ ConvArgs a) {
-  tensor_conv_block<kHalf>(a, *reinterpret_cast<ConvTiles*>(shared_memory));
+  tensor_conv_block<kHalf, kAtOnce>(a, *reinterpret_cast<ConvTiles*>(shared_memory));
 }
 
-template <Half kHalf>
+template <Half kHalf, bool kAtOnce>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_weight_grad_kernel(const __grid_constant__ WeightGradArgs a) {
-  tensor_weight_grad_block<kHalf>(a, *reinterpret_cast<GradTiles*>(shared_memory));
+  tensor_weight_grad_block<kHalf, kAtOnce>(a, *reinterpret_cast<GradTiles*>(shared_memory));
 }
 
 void check(cudaError_t status) {
@@ -70,7 +70,8 @@ template <Half kHalf>
 void launch(const ConvArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
   if (a.steps > 0) pack_kernel<<<static_cast<unsigned>(pack_blocks(a)), kConvThreads, 0, stream>>>(a);
-  launch_tiles<ConvTiles>(tensor_conv_kernel<kHalf>, conv_blocks(a), a, stream);
+  launch_tiles<ConvTiles>(a.at_once ? tensor_conv_kernel<kHalf, true> : tensor_conv_kernel<kHalf, false>,
+                          conv_blocks(a), a, stream);
 }
 
 template <class T>
@@ -83,7 +84,9 @@ void launch(const WeightGradArgs& a, cudaStream_t stream) {
 template <Half kHalf>
 void launch(const WeightGradArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
-  launch_tiles<GradTiles>(tensor_weight_grad_kernel<kHalf>, weight_grad_blocks(a), a, stream);
+  launch_tiles<GradTiles>(
+      a.at_once ? tensor_weight_grad_kernel<kHalf, true> : tensor_weight_grad_kernel<kHalf, false>,
+      weight_grad_blocks(a), a, stream);
   weight_sum_kernel<Number<kHalf>, TileParts>
       <<<static_cast<unsigned>(weight_sum_blocks(a)), kConvThreads, 0, stream>>>(a);
 }

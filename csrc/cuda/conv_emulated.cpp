@@ -33,8 +33,9 @@ template <Half kHalf>
 void run(const ConvArgs& a) {
   if (!a.tensor_cores) return run<Number<kHalf>>(a);
   emulate<None>(pack_blocks(a), kConvThreads, [&](None&) { pack_block(a); });
-  emulate<ConvTiles>(conv_blocks(a), kTensorThreads,
-                     [&](ConvTiles& memory) { tensor_conv_block<kHalf>(a, memory); });
+  emulate<ConvTiles>(conv_blocks(a), kTensorThreads, [&](ConvTiles& memory) {
+    a.at_once ? tensor_conv_block<kHalf, true>(a, memory) : tensor_conv_block<kHalf, false>(a, memory);
+  });
 }
 
 template <class T, class Parts>
@@ -53,8 +54,10 @@ void run(const WeightGradArgs& a) {
 template <Half kHalf>
 void run(const WeightGradArgs& a) {
   if (!a.tensor_cores) return run<Number<kHalf>>(a);
-  emulate<GradTiles>(weight_grad_blocks(a), kTensorThreads,
-                     [&](GradTiles& memory) { tensor_weight_grad_block<kHalf>(a, memory); });
+  emulate<GradTiles>(weight_grad_blocks(a), kTensorThreads, [&](GradTiles& memory) {
+    a.at_once ? tensor_weight_grad_block<kHalf, true>(a, memory)
+              : tensor_weight_grad_block<kHalf, false>(a, memory);
+  });
   sum<Number<kHalf>, TileParts>(a);
 }
 

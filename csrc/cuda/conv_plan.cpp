@@ -60,7 +60,7 @@ size_t plan(ConvArgs& a, const ConvDevice& device) {
   a.span = right - a.left;
   a.columns = std::max(a.width, a.in_width);
   a.tensor_cores = on_tensor_cores(a, device) && a.span <= kMostSpan;
-  a.in_units = in_units(a.in, a.in_strides, a.inputs);
+  a.at_once = in_units(a.in, a.in_strides, a.inputs);
   if (!a.tensor_cores) return 0;
   const int units = units_of(a), left = units % kUnitsOfStep;
   a.steps = units / kUnitsOfStep * a.n_taps;
@@ -72,8 +72,7 @@ size_t plan(ConvArgs& a, const ConvDevice& device) {
 
 size_t plan(WeightGradArgs& a, const ConvDevice& device) {
   a.tensor_cores = on_tensor_cores(a, device);
-  a.in_units = in_units(a.in, a.in_strides, a.inputs);
-  a.grad_units = in_units(a.grad, a.grad_strides, a.outputs);
+  a.at_once = in_units(a.in, a.in_strides, a.inputs) && in_units(a.grad, a.grad_strides, a.outputs);
   const Sums sums = sums_of(a);
   const int64_t at_once = int64_t{kBlocksAtOnce} * device.processors;
   const int64_t shares = at_once / std::max<int64_t>(sums.row_blocks * sums.column_blocks, 1);

@@ -26,21 +26,28 @@ struct ConvTiles {
 
 // A step of the sums: its first unit, among those of a row of the kernel and of up to 32 input channels.
 struct Step {
-  int channel = 0, row = 0, unit = 0;
+  int channel, row, unit;
+  int units;      // of those channels
+  int tap, taps;  // of the row
 
-  PIXELFAST_DEVICE int channel_units(const ConvArgs& a) const {
-    return least((a.inputs - channel + kUnit - 1) / kUnit, kUnitsOfStep);
-  }
-  PIXELFAST_DEVICE int taps(const ConvArgs& a) const { return a.row_taps[row + 1] - a.row_taps[row]; }
-  PIXELFAST_DEVICE bool is_last_of_row(const ConvArgs& a) const {
-    return unit + kUnitsOfStep >= taps(a) * channel_units(a);
+  PIXELFAST_DEVICE Step(const ConvArgs& a, int channel) : channel(channel) { start_row(a, 0); }
+
+  PIXELFAST_DEVICE void start_row(const ConvArgs& a, int r) {
+    row = r, unit = 0;
+    units = least((a.inputs - channel + kUnit - 1) / kUnit, kUnitsOfStep);
+    tap = a.row_taps[r], taps = a.row_taps[r + 1] - tap;
   }
   PIXELFAST_DEVICE void next_row(const ConvArgs& a) {
-    unit = 0;
-    if (++row == a.n_rows) row = 0, channel += kStep;
+    const bool last = row + 1 >= a.n_rows;
+    if (last) channel += kStep;
+    start_row(a, last ? 0 : row + 1);
   }
-  PIXELFAST_DEVICE void next(const ConvArgs& a) {
-    is_last_of_row(a) ? next_row(a) : static_cast<void>(unit += kUnitsOfStep);
+  // Whether a row ends.
+  PIXELFAST_DEVICE bool next(const ConvArgs& a) {
+    unit += kUnitsOfStep;
+    if (unit < taps * units) return false;
+    next_row(a);
+    return true;
   }
 };
 
@@ -64,22 +71,20 @@ struct Channels {
 // A block for each step and tile of columns: the weights that it multiplies with, zero where they are dead.
 // Columns are in such an order that a lane has the sums of neighbouring channels.
 PIXELFAST_DEVICE void pack_block(const ConvArgs& a) {
-  const int steps = a.steps, block = simt::block() / steps;
-  Step step;
-  const int whole = least(simt::block() % steps / a.n_taps, a.inputs / kStep);
-  step.channel = whole * kStep;
-  for (int s = whole * a.n_taps; s < simt::block() % steps; ++s) step.next(a);
-  const int units = step.channel_units(a);
+  const int block = simt::block() / a.steps, nth_step = simt::block() % a.steps;
+  const int whole = least(nth_step / a.n_taps, a.inputs / kStep);
+  Step step(a, whole * kStep);
+  for (int s = whole * a.n_taps; s < nth_step; ++s) step.next(a);
   uint16_t* const packed = static_cast<uint16_t*>(a.packed) + simt::block() * int64_t{kTensorColumns * kStep};
   for (int e = simt::thread(); e < kTensorColumns * kStep; e += simt::threads()) {
     const int column = e / kStep, unit = step.unit + e % kStep / kUnit;
     const int half = column / (kTensorColumns / 2), among = column % 8 / 2;
     const int nth = column % (kTensorColumns / 2) / 8 * 2 + column % 2;
     const Channels channels(a, block, among);
-    const int input = step.channel + unit % units * kUnit + e % kUnit, tap = unit / units;
+    const int input = step.channel + unit % step.units * kUnit + e % kUnit, tap = unit / step.units;
     uint16_t found = 0;
-    if (nth < channels.count[half] && input < a.inputs && tap < step.taps(a)) {
-      const int channel = channels.first[half] + nth, t = a.row_taps[step.row] + tap;
+    if (nth < channels.count[half] && input < a.inputs && tap < step.taps) {
+      const int channel = channels.first[half] + nth, t = step.tap + tap;
       if (is_live(a, channel, input, t)) {
         found = static_cast<const uint16_t*>(a.weight)[weight_place(a, channel, input, t)];
       }
@@ -89,9 +94,10 @@ PIXELFAST_DEVICE void pack_block(const ConvArgs& a) {
 }
 
 // What a thread brings to the strips: one unit of every 32nd line.
+template <bool kAtOnce>
 struct StripCopies {
-  static constexpr int kLines =
-      (kStripLines + kTensorThreads / kUnitsOfStep - 1) / (kTensorThreads / kUnitsOfStep);
+  static constexpr int kApart = kTensorThreads / kUnitsOfStep;
+  static constexpr int kLines = (kStripLines + kApart - 1) / kApart;
   static constexpr uint32_t kNowhere = 0xFFFF;
   int64_t places[kLines];
   uint32_t rows[kLines];  // y, or nowhere
@@ -107,32 +113,35 @@ struct StripCopies {
       const bool there = at.n >= 0 && at.n < a.batch && at.x < a.in_width;
       places[i] = place_of(a.in_strides, at, 0);
       rows[i] = there ? at.y : kNowhere;
-      at.advance(kTensorThreads / kUnitsOfStep, a.height, a.columns);
+      at.advance(kApart, a.height, a.columns);
     }
   }
 
   PIXELFAST_DEVICE void start(const ConvArgs& a, ConvTiles& memory, int stage, const Step& step) const {
     const int unit = simt::thread() % kUnitsOfStep, channel = step.channel + unit * kUnit;
-    const int dy = a.tap_y[a.row_taps[step.row]];
+    const int line = simt::thread() / kUnitsOfStep, dy = a.tap_y[step.tap];
     const int64_t shift = dy * a.in_strides.y + channel * a.in_strides.c;
-    if (channel >= a.inputs) return;
+    const int word = stage * kStripWords + word_of<kUnitsOfStep>(line, unit);
     PIXELFAST_UNROLLED
     for (int i = 0; i < kLines; ++i) {
-      const int line = simt::thread() / kUnitsOfStep + i * (kTensorThreads / kUnitsOfStep);
       const bool inside = rows[i] + static_cast<uint32_t>(dy) < static_cast<uint32_t>(a.in_height);
-      if (line >= kTensorRows + a.span) break;
-      bring<false>(memory.words, stage * kStripWords + word_of<kUnitsOfStep>(line, unit), a.in,
-                   places[i] + shift, a.in_strides.c, inside ? a.inputs - channel : 0, a.in_units);
+      if (unit < step.units && line + i * kApart < kTensorRows + a.span) {
+        bring<kAtOnce, false>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
+                              places[i] + shift, a.in_strides.c, inside ? a.inputs - channel : 0);
+      }
     }
   }
 };
 
-PIXELFAST_DEVICE inline void start_weights(const ConvArgs& a, ConvTiles& memory, int64_t tile, int stage) {
-  const uint16_t* const from = static_cast<const uint16_t*>(a.packed) + tile * (kTensorColumns * kStep);
-  for (int e = simt::thread(); e < kTensorColumns * kUnitsOfStep; e += kTensorThreads) {
-    const int word = word_of<kUnitsOfStep>(e / kUnitsOfStep, e % kUnitsOfStep);
-    simt::copy_async<4>(memory.words, ConvTiles::kWeights + stage * kWeightWords + word, from + e * kUnit,
-                        true);
+// `from`: of the thread.
+PIXELFAST_DEVICE inline void start_weights(ConvTiles& memory, const uint16_t* from, int stage) {
+  const int line = simt::thread() / kUnitsOfStep, apart = kTensorThreads / kUnitsOfStep;
+  const int word = word_of<kUnitsOfStep>(line, simt::thread() % kUnitsOfStep);
+  for (int i = 0; i < kTensorColumns / apart; ++i) {
+    simt::copy_async<4>(
+        memory.words,
+        ConvTiles::kWeights + stage * kWeightWords + word + i * apart / 16 * kSixteenLines<kUnitsOfStep>,
+        from + i * kTensorThreads * kUnit, true);
   }
 }
 
@@ -140,18 +149,25 @@ PIXELFAST_DEVICE inline void start_weights(const ConvArgs& a, ConvTiles& memory,
 template <simt::Half kHalf>
 PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const ConvTiles& memory, const Step& step,
                                            int strip, int weights, const int (&x)[4], Sums& sums) {
-  const int lane = simt::lane(), line = simt::thread() / simt::kWarp * kWarpRows + lane % 16;
-  const int units = step.channel_units(a), taps = step.taps(a);
+  constexpr int kApart = kSixteenLines<kUnitsOfStep>;
+  const int lane = simt::lane(), line = simt::thread() / simt::kWarp * kWarpRows + lane % 16 - a.left;
+  const int inverse = ((1 << 16) + step.units - 1) / step.units;
+  const int tile = ConvTiles::kWeights + weights * kWeightWords;
   for (int term = 0; term < kStep; term += 16) {
-    Fragments f;
-    f.load_columns<false>(memory.words, ConvTiles::kWeights + weights * kWeightWords, term);
     const int nth = step.unit + term / kUnit + lane / 16;
-    const int tap = units == kUnitsOfStep ? nth / kUnitsOfStep : nth / units, unit = nth - tap * units;
-    const int dx = tap < taps ? a.tap_x[a.row_taps[step.row] + tap] : kMostSide + 1;
+    const int tap = nth * inverse >> 16, unit = nth - tap * step.units;  // by division
+    const int dx = tap < step.taps ? a.tap_x[step.tap + tap] : kMostSide + 1;
+    const int row = strip * kStripWords + word_of<kUnitsOfStep>(line + dx, unit);
+    const int column = tile + word_of<kUnitsOfStep>(lane % 8 + lane / 16 * 8, term / kUnit + lane / 8 % 2);
+    Fragments f;
     for (int i = 0; i < 4; ++i) {
-      const int word = strip * kStripWords + word_of<kUnitsOfStep>(line + 16 * i + dx - a.left, unit);
       const bool inside = static_cast<uint32_t>(x[i] + dx) < static_cast<uint32_t>(a.in_width);
-      simt::load_matrices(memory.words, inside ? word : ConvTiles::kZeros, f.rows[i]);
+      simt::load_matrices(memory.words, inside ? row + i * kApart : ConvTiles::kZeros, f.rows[i]);
+    }
+    for (int j = 0; j < 4; ++j) {
+      uint32_t found[4];
+      simt::load_matrices(memory.words, column + j * kApart, found);
+      f.set_columns(j, found);
     }
     f.multiply<kHalf>(sums);
   }
@@ -218,48 +234,43 @@ PIXELFAST_DEVICE inline void finish_tile(const ConvArgs& a, int64_t first, int b
   }
 }
 
-template <simt::Half kHalf>
+// `kAtOnce`: whether units of the input are read at once.
+template <simt::Half kHalf, bool kAtOnce>
 PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
   const int wide = a.gate ? kTensorColumns / 2 : kTensorColumns;
   const int column_blocks = ((a.gate ? a.outputs / 2 : a.outputs) + wide - 1) / wide;
-  const int block = simt::block() % column_blocks;
+  const int block = simt::block() % column_blocks, thread = simt::thread();
   const int64_t first = static_cast<int64_t>(simt::block() / column_blocks) * kTensorRows;
-  const int thread = simt::thread();
   int x[4];
   Position at =
       position_of(first + thread / simt::kWarp * kWarpRows + simt::lane() % 16, a.height, a.columns);
   for (int i = 0; i < 4; ++i) x[i] = at.x, at.advance(16, a.height, a.columns);
-  const StripCopies copies(a, first);
+  const StripCopies<kAtOnce> copies(a, first);
+  const uint16_t* from = static_cast<const uint16_t*>(a.packed) +
+                         static_cast<int64_t>(block) * a.steps * kTensorColumns * kStep + thread * kUnit;
   Sums sums = {};
   if (thread < 4) memory.words.set(ConvTiles::kZeros + thread, 0);
 
-  // Copies are started two steps ahead: weights each step, strips where a row of the kernel begins.
-  Step now, ahead;
-  int strip = 0, ahead_strip = 0;
-  for (int s = 0; s < kStages - 1; ++s) {
-    if (ahead.channel < a.inputs && a.n_taps > 0) {
-      copies.start(a, memory, ahead_strip++, ahead);
-      ahead.next_row(a);
-    }
-    if (s < a.steps) start_weights(a, memory, static_cast<int64_t>(block) * a.steps + s, s);
+  // Copies are started two steps ahead: of weights in each step, of strips where a row of the kernel begins.
+  Step now(a, 0), ahead(a, 0);
+  const auto start = [&](int stage, bool with_weights, int strip, bool with_strip) {
+    if (with_strip && ahead.channel < a.inputs) copies.start(a, memory, strip, ahead), ahead.next_row(a);
+    if (with_weights) start_weights(memory, from, stage), from += kTensorColumns * kStep;
     simt::group_copies();
-  }
+  };
+  PIXELFAST_ROLLED
+  for (int s = 0; s < kStages - 1; ++s) start(s, s < a.steps, s, a.steps > 0);
+  int stage = 0, strip = 0, free_strip = kStages - 1;
+  bool begins = true;
+  PIXELFAST_ROLLED
   for (int s = 0; s < a.steps; ++s) {
     simt::wait_for_copies<kStages - 2>();
     simt::sync_block();
-    if (now.unit == 0 && ahead.channel < a.inputs) {
-      copies.start(a, memory, ahead_strip, ahead);
-      ahead_strip = ahead_strip == kStages - 1 ? 0 : ahead_strip + 1;
-      ahead.next_row(a);
-    }
-    const int later = s + kStages - 1;
-    if (later < a.steps) {
-      start_weights(a, memory, static_cast<int64_t>(block) * a.steps + later, later % kStages);
-    }
-    simt::group_copies();
-    multiply_step<kHalf>(a, memory, now, strip, s % kStages, x, sums);
-    if (now.is_last_of_row(a)) strip = strip == kStages - 1 ? 0 : strip + 1;
-    now.next(a);
+    start(stage == 0 ? kStages - 1 : stage - 1, s + kStages - 1 < a.steps, free_strip, begins);
+    multiply_step<kHalf>(a, memory, now, strip, stage, x, sums);
+    stage = stage_after(stage);
+    begins = now.next(a);
+    if (begins) free_strip = strip, strip = stage_after(strip);
   }
   finish_tile<kHalf>(a, first, block, sums);
 }

@@ -46,7 +46,7 @@ PIXELFAST_DEVICE inline int64_t part_row(const WeightGradArgs& a, int tap, int i
 }
 
 // What a thread brings of one operand: the same unit of every so many positions.
-template <int kUnits, bool kKept>
+template <int kUnits, bool kAtOnce, bool kKept>
 struct GradCopies {
   static constexpr int kApart = kTensorThreads / kUnits;
   Position at;
@@ -59,21 +59,21 @@ struct GradCopies {
         channels(channels) {}
 
   PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int begin, const void* from,
-                              const Strides& strides, int dy, int dx, int height, int width, int64_t shift,
-                              bool in_units) {
+                              const Strides& strides, int dy, int dx, int height, int width, int64_t shift) {
     for (int i = 0; i < kStep / kApart; ++i) {
       const Position source = {at.n, at.y + dy, at.x + dx};
       const bool inside = left > 0 && static_cast<uint32_t>(source.y) < static_cast<uint32_t>(height) &&
                           static_cast<uint32_t>(source.x) < static_cast<uint32_t>(width);
       const int line = simt::thread() / kUnits + i * kApart;
-      bring<kKept>(memory.words, begin + word_of<kUnits>(line, simt::thread() % kUnits), from,
-                   place_of(strides, source, 0) + shift, strides.c, inside ? channels : 0, in_units);
+      bring<kAtOnce, kKept>(memory.words, begin + word_of<kUnits>(line, simt::thread() % kUnits), from,
+                            place_of(strides, source, 0) + shift, strides.c, inside ? channels : 0);
       at.advance(kApart, a.height, a.width), left -= kApart;
     }
   }
 };
 
-template <simt::Half kHalf>
+// `kAtOnce`: whether units of both operands are read at once.
+template <simt::Half kHalf, bool kAtOnce>
 PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTiles& memory) {
   const int64_t units = int64_t{a.n_taps} * ((a.inputs + kUnit - 1) / kUnit);
   const int64_t of_rows = (units + kRowUnits - 1) / kRowUnits, row_blocks = of_rows > 0 ? of_rows : 1;
@@ -89,13 +89,13 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   const TapUnit unit(a, row_block * kRowUnits + simt::thread() % kRowUnits);
   const int channel = first + simt::thread() % kColumnUnits * kUnit;
   const int dy = a.n_taps > 0 ? a.tap_y[unit.tap] : 0, dx = a.n_taps > 0 ? a.tap_x[unit.tap] : 0;
-  GradCopies<kRowUnits, true> inputs(a, begin, end, unit.live ? a.inputs - unit.channel : 0);
-  GradCopies<kColumnUnits, false> grads(a, begin, end, a.outputs - channel);
+  GradCopies<kRowUnits, kAtOnce, true> inputs(a, begin, end, unit.live ? a.inputs - unit.channel : 0);
+  GradCopies<kColumnUnits, kAtOnce, false> grads(a, begin, end, a.outputs - channel);
   const auto start = [&](int stage) {
     inputs.start(a, memory, stage * GradTiles::kRowWords, a.in, a.in_strides, dy, dx, a.in_height, a.in_width,
-                 unit.channel * a.in_strides.c, a.in_units);
+                 unit.channel * a.in_strides.c);
     grads.start(a, memory, GradTiles::kColumns + stage * GradTiles::kColumnWords, a.grad, a.grad_strides, 0,
-                0, a.height, a.width, channel * a.grad_strides.c, a.grad_units);
+                0, a.height, a.width, channel * a.grad_strides.c);
   };
 
   // The bias's gradient is a product with ones; each warp has a quarter of its columns.
@@ -114,12 +114,18 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
     if (s + kStages - 1 < steps) start((s + kStages - 1) % kStages);
     simt::group_copies();
     const int rows = s % kStages * GradTiles::kRowWords;
+    const int columns = GradTiles::kColumns + s % kStages * GradTiles::kColumnWords;
     for (int term = 0; term < kStep; term += 16) {
       Fragments f;
-      f.load_columns<true>(memory.words, GradTiles::kColumns + s % kStages * GradTiles::kColumnWords, term);
       for (int i = 0; i < 4; ++i) {
         const int line = term + lane % 8 + lane / 16 * 8, among = 8 * warp + 2 * i + lane / 8 % 2;
         simt::load_matrices_turned(memory.words, rows + word_of<kRowUnits>(line, among), f.rows[i]);
+      }
+      for (int j = 0; j < 4; ++j) {
+        uint32_t found[4];
+        const int word = word_of<kColumnUnits>(term + lane % 16, 2 * j + lane / 16);
+        simt::load_matrices_turned(memory.words, columns + word, found);
+        f.set_columns(j, found);
       }
       f.multiply<kHalf>(sums);
       for (int j = 0; j < 8; ++j) {

@@ -13,20 +13,25 @@ namespace {
 constexpr int kStages = 3;  // tiles in flight: one is read while copies to the others go on
 constexpr int kWarpRows = kTensorRows / (kTensorThreads / simt::kWarp);
 
+PIXELFAST_DEVICE inline int stage_after(int stage) { return stage == kStages - 1 ? 0 : stage + 1; }
+
 // Where a unit of a line is. Those of a line change places, so that eight lanes that read the same unit of
-// eight neighbouring lines find them in different banks.
+// eight neighbouring lines find them in different banks. Lines 16 apart are alike.
 template <int kUnits>
 PIXELFAST_DEVICE inline int word_of(int line, int unit) {
   const int turn = kUnits < 8 ? line * kUnits / 8 % kUnits : line % 8;
   return 4 * (line * kUnits + (unit ^ turn));
 }
+template <int kUnits>
+constexpr int kSixteenLines = 16 * kUnits * 4;  // words
 
-// Brings up to eight channels of a position to a unit; zeros for those that there are not.
-template <bool kKept, int kSize>
+// Brings up to eight channels of a position to a unit, at once where they lie so; zeros for those that there
+// are not.
+template <bool kAtOnce, bool kKept, int kSize>
 PIXELFAST_DEVICE inline void bring(simt::Shared<uint32_t, kSize>& memory, int word, const void* from,
-                                   int64_t at, int64_t stride, int channels, bool in_units) {
+                                   int64_t at, int64_t stride, int channels) {
   const uint16_t* const source = static_cast<const uint16_t*>(from) + at;
-  if (in_units) return simt::copy_async<4, kKept>(memory, word, source, channels > 0);
+  if (kAtOnce) return simt::copy_async<4, kKept>(memory, word, source, channels > 0);
   for (int i = 0; i < 4; ++i) {
     const uint32_t low = 2 * i < channels ? source[2 * i * stride] : 0;
     const uint32_t high = 2 * i + 1 < channels ? source[(2 * i + 1) * stride] : 0;
@@ -42,23 +47,9 @@ using Sums = float[4][8][4];
 struct Fragments {
   uint32_t rows[4][4], columns[8][2];
 
-  // From lines that are columns, or turned, from lines that are terms.
-  template <bool kTurned, int kSize>
-  PIXELFAST_DEVICE void load_columns(const simt::Shared<uint32_t, kSize>& memory, int start, int term) {
-    const int lane = simt::lane();
-    for (int j = 0; j < 4; ++j) {
-      uint32_t found[4];
-      if (kTurned) {
-        const int word = word_of<kTensorColumns / kUnit>(term + lane % 16, 2 * j + lane / 16);
-        simt::load_matrices_turned(memory, start + word, found);
-      } else {
-        const int column = 16 * j + lane % 8 + lane / 16 * 8;
-        const int word = word_of<kUnitsOfStep>(column, term / kUnit + lane / 8 % 2);
-        simt::load_matrices(memory, start + word, found);
-      }
-      columns[2 * j][0] = found[0], columns[2 * j][1] = found[1];
-      columns[2 * j + 1][0] = found[2], columns[2 * j + 1][1] = found[3];
-    }
+  PIXELFAST_DEVICE void set_columns(int pair, const uint32_t (&found)[4]) {
+    columns[2 * pair][0] = found[0], columns[2 * pair][1] = found[1];
+    columns[2 * pair + 1][0] = found[2], columns[2 * pair + 1][1] = found[3];
   }
 
   template <simt::Half kHalf>
