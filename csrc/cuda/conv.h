@@ -25,6 +25,7 @@ constexpr int kStep = 32;      // terms of a sum between two barriers
 constexpr int kMostSpan = 16;  // columns between the first and the last tap
 constexpr int kUnit = 8;       // channels that are read at once
 constexpr int kUnitsOfStep = kStep / kUnit;
+constexpr int kTapsOfTile = kTensorRows / kStep;  // where rows are taps' input channels
 
 enum class Type : int32_t { float32, float64, float16, bfloat16 };
 
@@ -41,6 +42,10 @@ struct ConvShape {
   int32_t n_taps;
   int16_t tap_y[kMostTaps], tap_x[kMostTaps];
   bool tensor_cores;
+  int32_t n_rows;  // of the kernel, that have taps: those of row r are row_taps[r] to row_taps[r + 1]
+  int16_t row_taps[kMostTaps + 1];
+  int32_t left, span;  // the least tap_x, and how much larger the largest is
+  int32_t columns;     // of the grid that tiles walk: of the input or of the result, which has more
 };
 
 struct ConvArgs : ConvShape {
@@ -57,13 +62,9 @@ struct ConvArgs : ConvShape {
   int64_t tap_weight[kMostTaps], tap_mask[kMostTaps];  // offsets of a tap
   int32_t gate;
   // On tensor cores.
-  void* packed;    // live weights, in the order in which tiles read them
-  bool at_once;    // whether units of `in` can be read at once
-  int32_t n_rows;  // of the kernel, that have taps: those of row r are row_taps[r] to row_taps[r + 1]
-  int16_t row_taps[kMostTaps + 1];
-  int32_t steps;       // of a sum
-  int32_t left, span;  // the least tap_x, and how much larger the largest is
-  int32_t columns;     // of the grid that tiles walk: of the input or of the result, which has more
+  void* packed;   // live weights, in the order in which tiles read them
+  bool at_once;   // whether units of `in` can be read at once
+  int32_t steps;  // of a sum
 };
 
 // The gradients of weight and bias: sums over all positions, in `splits` parts that are then added in order.

@@ -55,10 +55,12 @@ void check(cudaError_t status) {
 }
 
 // More shared memory than a kernel has by itself is to be asked for.
-template <class Tiles, class Args>
-void launch_tiles(void (*kernel)(Args), int64_t blocks, const Args& a, cudaStream_t stream) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Tiles)));
-  kernel<<<static_cast<unsigned>(blocks), kTensorThreads, sizeof(Tiles), stream>>>(a);
+template <class Args>
+void launch_tiles(void (*kernel)(Args), int64_t blocks, size_t shared_nbytes, const Args& a,
+                  cudaStream_t stream) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_nbytes)));
+  kernel<<<static_cast<unsigned>(blocks), kTensorThreads, shared_nbytes, stream>>>(a);
 }
 
 template <class T>
@@ -70,8 +72,8 @@ template <Half kHalf>
 void launch(const ConvArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
   if (a.steps > 0) pack_kernel<<<static_cast<unsigned>(pack_blocks(a)), kConvThreads, 0, stream>>>(a);
-  launch_tiles<ConvTiles>(a.at_once ? tensor_conv_kernel<kHalf, true> : tensor_conv_kernel<kHalf, false>,
-                          conv_blocks(a), a, stream);
+  launch_tiles(a.at_once ? tensor_conv_kernel<kHalf, true> : tensor_conv_kernel<kHalf, false>, conv_blocks(a),
+               sizeof(ConvTiles), a, stream);
 }
 
 template <class T>
@@ -84,9 +86,8 @@ void launch(const WeightGradArgs& a, cudaStream_t stream) {
 template <Half kHalf>
 void launch(const WeightGradArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
-  launch_tiles<GradTiles>(
-      a.at_once ? tensor_weight_grad_kernel<kHalf, true> : tensor_weight_grad_kernel<kHalf, false>,
-      weight_grad_blocks(a), a, stream);
+  launch_tiles(a.at_once ? tensor_weight_grad_kernel<kHalf, true> : tensor_weight_grad_kernel<kHalf, false>,
+               weight_grad_blocks(a), stage_start(a, kStages) * sizeof(uint32_t), a, stream);
   weight_sum_kernel<Number<kHalf>, TileParts>
       <<<static_cast<unsigned>(weight_sum_blocks(a)), kConvThreads, 0, stream>>>(a);
 }

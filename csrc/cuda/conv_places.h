@@ -27,9 +27,34 @@ PIXELFAST_DEVICE inline Position position_of(int64_t p, int32_t height, int32_t 
           static_cast<int32_t>(p % width)};
 }
 
+// Of the grid that tiles walk. Those before the first one are of images before the first one.
+PIXELFAST_DEVICE inline Position grid_position(const ConvShape& a, int64_t p) {
+  const int64_t image = int64_t{a.height} * a.columns, before = p < 0 ? (image - 1 - p) / image : 0;
+  Position at = position_of(p + before * image, a.height, a.columns);
+  at.n -= static_cast<int32_t>(before);
+  return at;
+}
+
 PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, int64_t c) {
   return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
 }
+
+// A position of that grid as a line of a strip.
+struct Line {
+  int64_t place;
+  uint32_t y;
+
+  Line() = default;
+  PIXELFAST_DEVICE Line(const ConvShape& a, const Strides& strides, const Position& at)
+      : place(place_of(strides, at, 0)),
+        y(at.n >= 0 && at.n < a.batch && at.x < a.in_width ? at.y : kNowhere) {}
+  PIXELFAST_DEVICE bool is_inside(const ConvShape& a, int dy) const {
+    return y + static_cast<uint32_t>(dy) < static_cast<uint32_t>(a.in_height);
+  }
+
+ private:
+  static constexpr uint32_t kNowhere = 2 * kMostSide + 1;
+};
 
 template <class Args>
 PIXELFAST_DEVICE inline bool is_live(const Args& a, int64_t channel, int64_t input, int tap) {

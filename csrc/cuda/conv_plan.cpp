@@ -16,9 +16,23 @@ int units_of(const ConvShape& a) { return static_cast<int>(over(a.inputs, kUnit)
 
 int64_t positions_of(const ConvShape& a) { return int64_t{a.batch} * a.height * a.width; }
 
-bool on_tensor_cores(const ConvShape& a, const ConvDevice& device) {
-  return (a.type == Type::float16 || a.type == Type::bfloat16) && device.capability >= 80;
+// Finds the rows of the kernel, and which way to go.
+void survey(ConvShape& a, const ConvDevice& device) {
+  a.n_rows = 0, a.left = 0;
+  int32_t right = 0;
+  for (int t = 0; t < a.n_taps; ++t) {
+    if (t == 0 || a.tap_y[t] != a.tap_y[t - 1]) a.row_taps[a.n_rows++] = static_cast<int16_t>(t);
+    a.left = t == 0 ? a.tap_x[t] : std::min<int32_t>(a.left, a.tap_x[t]);
+    right = t == 0 ? a.tap_x[t] : std::max<int32_t>(right, a.tap_x[t]);
+  }
+  a.row_taps[a.n_rows] = static_cast<int16_t>(a.n_taps);
+  a.span = right - a.left;
+  a.columns = std::max(a.width, a.in_width);
+  const bool halves = a.type == Type::float16 || a.type == Type::bfloat16;
+  a.tensor_cores = halves && device.capability >= 80 && a.span <= kMostSpan;
 }
+
+int64_t grid_positions(const ConvShape& a) { return int64_t{a.batch} * a.height * a.columns; }
 
 // Whether eight neighbouring channels lie in 16 bytes, wherever they start.
 bool in_units(const void* address, const Strides& s, int channels) {
@@ -37,10 +51,9 @@ struct Sums {
 };
 Sums sums_of(const WeightGradArgs& a) {
   if (a.tensor_cores) {  // rows: taps and inputs; columns: outputs
-    const int64_t rows = over(int64_t{a.n_taps} * units_of(a) * kUnit, kTensorRows);
+    const int64_t rows = std::max<int64_t>(over(over(a.inputs, kStep) * a.n_taps, kTapsOfTile), 1);
     const int64_t columns = over(a.outputs, kTensorColumns);
-    return {std::max<int64_t>(rows, 1), columns,
-            (std::max<int64_t>(rows, 1) * kTensorRows + 1) * columns * kTensorColumns};
+    return {rows, columns, (rows * kTensorRows + 1) * columns * kTensorColumns};
   }
   const int64_t all = int64_t{a.n_taps} * a.inputs + 1;  // rows: outputs; columns: taps and inputs, the bias
   return {over(a.outputs, kSide), over(all, kSide), a.outputs * all};
@@ -49,17 +62,7 @@ Sums sums_of(const WeightGradArgs& a) {
 }  // namespace
 
 size_t plan(ConvArgs& a, const ConvDevice& device) {
-  int right = 0;
-  a.n_rows = 0, a.left = 0;
-  for (int t = 0; t < a.n_taps; ++t) {
-    if (t == 0 || a.tap_y[t] != a.tap_y[t - 1]) a.row_taps[a.n_rows++] = static_cast<int16_t>(t);
-    a.left = t == 0 ? a.tap_x[t] : std::min<int32_t>(a.left, a.tap_x[t]);
-    right = t == 0 ? a.tap_x[t] : std::max<int32_t>(right, a.tap_x[t]);
-  }
-  a.row_taps[a.n_rows] = static_cast<int16_t>(a.n_taps);
-  a.span = right - a.left;
-  a.columns = std::max(a.width, a.in_width);
-  a.tensor_cores = on_tensor_cores(a, device) && a.span <= kMostSpan;
+  survey(a, device);
   a.at_once = in_units(a.in, a.in_strides, a.inputs);
   if (!a.tensor_cores) return 0;
   const int units = units_of(a), left = units % kUnitsOfStep;
@@ -71,7 +74,7 @@ size_t plan(ConvArgs& a, const ConvDevice& device) {
 }
 
 size_t plan(WeightGradArgs& a, const ConvDevice& device) {
-  a.tensor_cores = on_tensor_cores(a, device);
+  survey(a, device);
   a.at_once = in_units(a.in, a.in_strides, a.inputs) && in_units(a.grad, a.grad_strides, a.outputs);
   const Sums sums = sums_of(a);
   const int64_t at_once = int64_t{kBlocksAtOnce} * device.processors;
@@ -85,7 +88,7 @@ int64_t pack_blocks(const ConvArgs& a) { return column_blocks(a) * a.steps; }
 
 int64_t conv_blocks(const ConvArgs& a) {
   if (!a.tensor_cores) return over(positions_of(a), kSide) * column_blocks(a);
-  return over(int64_t{a.batch} * a.height * a.columns, kTensorRows) * column_blocks(a);
+  return over(grid_positions(a), kTensorRows) * column_blocks(a);
 }
 
 int64_t weight_grad_blocks(const WeightGradArgs& a) {

@@ -21,20 +21,21 @@ constexpr int kWeightWords = kTensorColumns * kStep / 2;
 struct ConvTiles {
   static constexpr int kWeights = kStages * kStripWords;
   static constexpr int kZeros = kWeights + kStages * kWeightWords;
-  simt::Shared<uint32_t, kZeros + 4> words;
+  simt::Shared<uint32_t, kZeros + kUnit / 2> words;
 };
 
 // A step of the sums: its first unit, among those of a row of the kernel and of up to 32 input channels.
 struct Step {
   int channel, row, unit;
-  int units;      // of those channels
-  int tap, taps;  // of the row
+  int units, inverse;  // of those channels, and what divides by it: 2^16 over it, rounded up
+  int tap, taps;       // of the row
 
   PIXELFAST_DEVICE Step(const ConvArgs& a, int channel) : channel(channel) { start_row(a, 0); }
 
   PIXELFAST_DEVICE void start_row(const ConvArgs& a, int r) {
     row = r, unit = 0;
     units = least((a.inputs - channel + kUnit - 1) / kUnit, kUnitsOfStep);
+    inverse = static_cast<int>(((1u << 16) - 1) / static_cast<uint32_t>(units > 0 ? units : 1)) + 1;
     tap = a.row_taps[r], taps = a.row_taps[r + 1] - tap;
   }
   PIXELFAST_DEVICE void next_row(const ConvArgs& a) {
@@ -98,21 +99,13 @@ template <bool kAtOnce>
 struct StripCopies {
   static constexpr int kApart = kTensorThreads / kUnitsOfStep;
   static constexpr int kLines = (kStripLines + kApart - 1) / kApart;
-  static constexpr uint32_t kNowhere = 0xFFFF;
-  int64_t places[kLines];
-  uint32_t rows[kLines];  // y, or nowhere
+  Line lines[kLines];
 
   PIXELFAST_DEVICE StripCopies(const ConvArgs& a, int64_t first) {
-    const int64_t start = first + a.left + simt::thread() / kUnitsOfStep,
-                  image = int64_t{a.height} * a.columns;
-    const int64_t before = start < 0 ? (image - 1 - start) / image : 0;  // images, so that none is negative
-    Position at = position_of(start + before * image, a.height, a.columns);
-    at.n -= static_cast<int32_t>(before);
+    Position at = grid_position(a, first + a.left + simt::thread() / kUnitsOfStep);
     PIXELFAST_UNROLLED
     for (int i = 0; i < kLines; ++i) {
-      const bool there = at.n >= 0 && at.n < a.batch && at.x < a.in_width;
-      places[i] = place_of(a.in_strides, at, 0);
-      rows[i] = there ? at.y : kNowhere;
+      lines[i] = Line(a, a.in_strides, at);
       at.advance(kApart, a.height, a.columns);
     }
   }
@@ -124,10 +117,10 @@ struct StripCopies {
     const int word = stage * kStripWords + word_of<kUnitsOfStep>(line, unit);
     PIXELFAST_UNROLLED
     for (int i = 0; i < kLines; ++i) {
-      const bool inside = rows[i] + static_cast<uint32_t>(dy) < static_cast<uint32_t>(a.in_height);
       if (unit < step.units && line + i * kApart < kTensorRows + a.span) {
-        bring<kAtOnce, false>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
-                              places[i] + shift, a.in_strides.c, inside ? a.inputs - channel : 0);
+        bring<kAtOnce>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
+                       lines[i].place + shift, a.in_strides.c,
+                       lines[i].is_inside(a, dy) ? a.inputs - channel : 0);
       }
     }
   }
@@ -151,11 +144,10 @@ PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const ConvTiles& m
                                            int strip, int weights, const int (&x)[4], Sums& sums) {
   constexpr int kApart = kSixteenLines<kUnitsOfStep>;
   const int lane = simt::lane(), line = simt::thread() / simt::kWarp * kWarpRows + lane % 16 - a.left;
-  const int inverse = ((1 << 16) + step.units - 1) / step.units;
   const int tile = ConvTiles::kWeights + weights * kWeightWords;
   for (int term = 0; term < kStep; term += 16) {
     const int nth = step.unit + term / kUnit + lane / 16;
-    const int tap = nth * inverse >> 16, unit = nth - tap * step.units;  // by division
+    const int tap = nth * step.inverse >> 16, unit = nth - tap * step.units;
     const int dx = tap < step.taps ? a.tap_x[step.tap + tap] : kMostSide + 1;
     const int row = strip * kStripWords + word_of<kUnitsOfStep>(line + dx, unit);
     const int column = tile + word_of<kUnitsOfStep>(lane % 8 + lane / 16 * 8, term / kUnit + lane / 8 % 2);
@@ -249,7 +241,7 @@ PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
   const uint16_t* from = static_cast<const uint16_t*>(a.packed) +
                          static_cast<int64_t>(block) * a.steps * kTensorColumns * kStep + thread * kUnit;
   Sums sums = {};
-  if (thread < 4) memory.words.set(ConvTiles::kZeros + thread, 0);
+  if (thread < kUnit / 2) memory.words.set(ConvTiles::kZeros + thread, 0);
 
   // Copies are started two steps ahead: of weights in each step, of strips where a row of the kernel begins.
   Step now(a, 0), ahead(a, 0);
@@ -266,7 +258,7 @@ PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
   for (int s = 0; s < a.steps; ++s) {
     simt::wait_for_copies<kStages - 2>();
     simt::sync_block();
-    start(stage == 0 ? kStages - 1 : stage - 1, s + kStages - 1 < a.steps, free_strip, begins);
+    start(stage_before(stage), s + kStages - 1 < a.steps, free_strip, begins);
     multiply_step<kHalf>(a, memory, now, strip, stage, x, sums);
     stage = stage_after(stage);
     begins = now.next(a);

@@ -1,8 +1,8 @@
 // The gradients of weight and bias on tensor cores: a product whose terms are positions.
 //
-// A block has a tile of 32 units of input channels, each of one live tap, and 64 output channels, over the
-// positions of one part. A step is 32 positions. Lines are positions, so matrices are turned as they are
-// loaded.
+// A block has a tile of eight times 32 input channels, each of one live tap, and 64 output channels, over the
+// positions of one part. A step is 32 positions. As in conv_tensor.h the taps of a row of the kernel read the
+// same strip. Lines are positions, so matrices are turned as they are loaded.
 #pragma once
 
 #include "cuda/conv_tiles.h"
@@ -11,92 +11,110 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-constexpr int kRowUnits = kTensorRows / kUnit, kColumnUnits = kTensorColumns / kUnit;
+constexpr int kGradWords = kStep * kTensorColumns / 2;
 
+PIXELFAST_BOTH inline int strip_words(const ConvShape& a) { return (kStep + a.span) * kStep / 2; }
+
+// A unit of zeros, and in each stage the gradient, and a strip for each row of the kernel that a tile has
+// taps of: as many as it has taps, at most.
 struct GradTiles {
-  static constexpr int kRowWords = kStep * kTensorRows / 2, kColumnWords = kStep * kTensorColumns / 2;
-  static constexpr int kColumns = kStages * kRowWords;
-  simt::Shared<uint32_t, kColumns + kStages * kColumnWords> words;
+  static constexpr int kZeros = 0;
+  static constexpr int kMostWords =
+      kUnit / 2 + kStages * (kGradWords + kTapsOfTile * (kStep + kMostSpan) * kStep / 2);
+  simt::Shared<uint32_t, kMostWords> words;
 };
-
-// Units are in the order of parts: of 32 input channels tap by tap, then of the next, so that the units of a
-// tile read the same places.
-struct TapUnit {
-  int tap = 0, channel = 0;
-  bool live;
-
-  PIXELFAST_DEVICE TapUnit(const WeightGradArgs& a, int64_t u) {
-    const int units = (a.inputs + kUnit - 1) / kUnit, whole = units / kUnitsOfStep;
-    live = u < int64_t{a.n_taps} * units;
-    if (!live) return;
-    const int64_t of_chunk = int64_t{a.n_taps} * kUnitsOfStep;
-    const int chunk = least(static_cast<int>(u / of_chunk), whole);
-    const int among = static_cast<int>(u - chunk * of_chunk);
-    const int wide = chunk < whole ? kUnitsOfStep : units % kUnitsOfStep;
-    tap = among / wide, channel = (chunk * kUnitsOfStep + among % wide) * kUnit;
-  }
-};
-
-// Where a part has the sum of a tap and an input channel.
-PIXELFAST_DEVICE inline int64_t part_row(const WeightGradArgs& a, int tap, int input) {
-  const int units = (a.inputs + kUnit - 1) / kUnit, chunk = input / kStep;
-  const int wide = least(units - chunk * kUnitsOfStep, kUnitsOfStep);
-  const int64_t unit = int64_t{chunk} * a.n_taps * kUnitsOfStep + tap * wide + input % kStep / kUnit;
-  return unit * kUnit + input % kUnit;
+PIXELFAST_BOTH inline int stage_start(const ConvShape& a, int stage) {
+  return kUnit / 2 + stage * (kGradWords + kTapsOfTile * strip_words(a));
 }
 
-// What a thread brings of one operand: the same unit of every so many positions.
-template <int kUnits, bool kAtOnce, bool kKept>
+// 32 input channels of a tap: in the order of parts, all taps of the first channels, then of the next.
+struct TapChannels {
+  int tap = 0, channel = 0, row = 0;
+  bool live;
+
+  PIXELFAST_DEVICE TapChannels(const WeightGradArgs& a, int64_t nth) {
+    live = nth >= 0 && nth < int64_t{a.n_taps} * ((a.inputs + kStep - 1) / kStep);
+    if (!live) return;
+    tap = static_cast<int>(nth % a.n_taps), channel = static_cast<int>(nth / a.n_taps) * kStep;
+    while (a.row_taps[row + 1] <= tap) ++row;
+  }
+  // Counts rows of the kernel, of the first channels and then of the next.
+  PIXELFAST_DEVICE int strip(const WeightGradArgs& a) const { return channel / kStep * a.n_rows + row; }
+};
+
+// What a thread brings in a step: of each strip a unit of a line, and of one past 32 if there is one, and two
+// units of the gradient.
+template <bool kAtOnce>
 struct GradCopies {
-  static constexpr int kApart = kTensorThreads / kUnits;
-  Position at;
-  int64_t left;  // positions
-  int channels;
+  Position near, far, of_grad;
+  int64_t left;              // positions
+  int strips, row, channel;  // of the first strip
 
-  PIXELFAST_DEVICE GradCopies(const WeightGradArgs& a, int64_t begin, int64_t end, int channels)
-      : at(position_of(begin + simt::thread() / kUnits, a.height, a.width)),
-        left(end - begin - simt::thread() / kUnits),
-        channels(channels) {}
+  PIXELFAST_DEVICE GradCopies(const WeightGradArgs& a, int64_t begin, int64_t end, const TapChannels& first,
+                              const TapChannels& last) {
+    const int line = simt::thread() / kUnitsOfStep;
+    near = grid_position(a, begin + a.left + line), far = near, far.advance(kStep, a.height, a.columns);
+    of_grad = grid_position(a, begin + line), left = end - begin - line;
+    strips = first.live ? last.strip(a) - first.strip(a) + 1 : 0;
+    row = first.row, channel = first.channel;
+  }
 
-  PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int begin, const void* from,
-                              const Strides& strides, int dy, int dx, int height, int width, int64_t shift) {
-    for (int i = 0; i < kStep / kApart; ++i) {
-      const Position source = {at.n, at.y + dy, at.x + dx};
-      const bool inside = left > 0 && static_cast<uint32_t>(source.y) < static_cast<uint32_t>(height) &&
-                          static_cast<uint32_t>(source.x) < static_cast<uint32_t>(width);
-      const int line = simt::thread() / kUnits + i * kApart;
-      bring<kAtOnce, kKept>(memory.words, begin + word_of<kUnits>(line, simt::thread() % kUnits), from,
-                            place_of(strides, source, 0) + shift, strides.c, inside ? channels : 0);
-      at.advance(kApart, a.height, a.width), left -= kApart;
+  PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int stage, int first_output) {
+    const int line = simt::thread() / kUnitsOfStep, unit = simt::thread() % kUnitsOfStep;
+    int word = stage_start(a, stage);
+    for (int i = 0; i < kTensorColumns / kStep; ++i) {
+      const int among = unit + i * kUnitsOfStep, c = first_output + among * kUnit;
+      const bool there = left > 0 && of_grad.x < a.width;
+      bring<kAtOnce>(memory.words, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
+                     place_of(a.grad_strides, of_grad, c), a.grad_strides.c, there ? a.outputs - c : 0);
     }
+    word += kGradWords + word_of<kUnitsOfStep>(line, unit);
+    const Line lines[2] = {Line(a, a.in_strides, near), Line(a, a.in_strides, far)};
+    int r = row, c = channel + unit * kUnit;
+    PIXELFAST_ROLLED
+    for (int i = 0; i < strips; ++i) {
+      const int dy = a.tap_y[a.row_taps[r]];
+      const int64_t shift = dy * a.in_strides.y + c * a.in_strides.c;
+      for (int half = 0; half < 2; ++half) {
+        if (half == 1 && line >= a.span) break;
+        bring<kAtOnce>(memory.words, word + half * 2 * kSixteenLines<kUnitsOfStep>, a.in,
+                       lines[half].place + shift, a.in_strides.c,
+                       lines[half].is_inside(a, dy) ? a.inputs - c : 0);
+      }
+      word += strip_words(a);
+      if (++r == a.n_rows) r = 0, c += kStep;
+    }
+    near = far, far.advance(kStep, a.height, a.columns);
+    of_grad.advance(kStep, a.height, a.columns), left -= kStep;
   }
 };
 
 // `kAtOnce`: whether units of both operands are read at once.
 template <simt::Half kHalf, bool kAtOnce>
 PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTiles& memory) {
-  const int64_t units = int64_t{a.n_taps} * ((a.inputs + kUnit - 1) / kUnit);
-  const int64_t of_rows = (units + kRowUnits - 1) / kRowUnits, row_blocks = of_rows > 0 ? of_rows : 1;
+  const int64_t taps = int64_t{a.n_taps} * ((a.inputs + kStep - 1) / kStep);
+  const int64_t of_taps = (taps + kTapsOfTile - 1) / kTapsOfTile, row_blocks = of_taps > 0 ? of_taps : 1;
   const int column_blocks = (a.outputs + kTensorColumns - 1) / kTensorColumns;
   const int64_t split = simt::block() / (row_blocks * column_blocks);
   const int64_t tile = simt::block() % (row_blocks * column_blocks), row_block = tile / column_blocks;
   const int first = static_cast<int>(tile % column_blocks) * kTensorColumns;
-  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
+  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.columns;
   const int64_t begin = positions * split / a.splits, end = positions * (split + 1) / a.splits;
   const int steps = static_cast<int>((end - begin + kStep - 1) / kStep);
 
   const int lane = simt::lane(), warp = simt::thread() / simt::kWarp;
-  const TapUnit unit(a, row_block * kRowUnits + simt::thread() % kRowUnits);
-  const int channel = first + simt::thread() % kColumnUnits * kUnit;
-  const int dy = a.n_taps > 0 ? a.tap_y[unit.tap] : 0, dx = a.n_taps > 0 ? a.tap_x[unit.tap] : 0;
-  GradCopies<kRowUnits, kAtOnce, true> inputs(a, begin, end, unit.live ? a.inputs - unit.channel : 0);
-  GradCopies<kColumnUnits, kAtOnce, false> grads(a, begin, end, a.outputs - channel);
-  const auto start = [&](int stage) {
-    inputs.start(a, memory, stage * GradTiles::kRowWords, a.in, a.in_strides, dy, dx, a.in_height, a.in_width,
-                 unit.channel * a.in_strides.c);
-    grads.start(a, memory, GradTiles::kColumns + stage * GradTiles::kColumnWords, a.grad, a.grad_strides, 0,
-                0, a.height, a.width, channel * a.grad_strides.c);
-  };
+  const int64_t nth = row_block * kTapsOfTile, past = nth + kTapsOfTile;
+  const TapChannels start(a, nth), last(a, (past < taps ? past : taps) - 1);
+  GradCopies<kAtOnce> copies(a, begin, end, start, last);
+  int strip[2], dx[2];  // of the warp's taps: two times 32 rows
+  for (int i = 0; i < 2; ++i) {
+    const TapChannels mine(a, nth + 2 * warp + i);
+    strip[i] = mine.live ? (mine.strip(a) - start.strip(a)) * strip_words(a) : 0;
+    dx[i] = mine.live ? a.tap_x[mine.tap] : kMostSide + 1;
+  }
+  const int line = lane % 8 + lane / 16 * 8;  // and 16 further
+  int x[2] = {grid_position(a, begin + line).x, grid_position(a, begin + line + 16).x};
+  if (simt::thread() < kUnit / 2) memory.words.set(GradTiles::kZeros + simt::thread(), 0);
 
   // The bias's gradient is a product with ones; each warp has a quarter of its columns.
   const bool with_bias = a.bias != nullptr && row_block == 0;
@@ -104,34 +122,41 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   const uint32_t all_ones[4] = {ones, ones, ones, ones};
   float of_bias[2][4] = {};
   Sums sums = {};
+  PIXELFAST_ROLLED
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < steps) start(s);
+    if (s < steps) copies.start(a, memory, s, first);
     simt::group_copies();
   }
+  int stage = 0;
+  PIXELFAST_ROLLED
   for (int s = 0; s < steps; ++s) {
     simt::wait_for_copies<kStages - 2>();
     simt::sync_block();
-    if (s + kStages - 1 < steps) start((s + kStages - 1) % kStages);
+    if (s + kStages - 1 < steps) copies.start(a, memory, stage_before(stage), first);
     simt::group_copies();
-    const int rows = s % kStages * GradTiles::kRowWords;
-    const int columns = GradTiles::kColumns + s % kStages * GradTiles::kColumnWords;
-    for (int term = 0; term < kStep; term += 16) {
+    const int grads = stage_start(a, stage), strips = grads + kGradWords;
+    for (int half = 0; half < 2; ++half) {
       Fragments f;
       for (int i = 0; i < 4; ++i) {
-        const int line = term + lane % 8 + lane / 16 * 8, among = 8 * warp + 2 * i + lane / 8 % 2;
-        simt::load_matrices_turned(memory.words, rows + word_of<kRowUnits>(line, among), f.rows[i]);
+        const int tap = i / 2, unit = i % 2 * 2 + lane / 8 % 2;
+        const int word = word_of<kUnitsOfStep>(16 * half + line + dx[tap] - a.left, unit);
+        const bool inside = static_cast<uint32_t>(x[half] + dx[tap]) < static_cast<uint32_t>(a.in_width);
+        simt::load_matrices_turned(memory.words, inside ? strips + strip[tap] + word : GradTiles::kZeros,
+                                   f.rows[i]);
       }
       for (int j = 0; j < 4; ++j) {
         uint32_t found[4];
-        const int word = word_of<kColumnUnits>(term + lane % 16, 2 * j + lane / 16);
-        simt::load_matrices_turned(memory.words, columns + word, found);
+        const int word = word_of<kTensorColumns / kUnit>(16 * half + lane % 16, 2 * j + lane / 16);
+        simt::load_matrices_turned(memory.words, grads + word, found);
         f.set_columns(j, found);
       }
       f.multiply<kHalf>(sums);
       for (int j = 0; j < 8; ++j) {
         if (with_bias && j / 2 == warp) simt::multiply_halves<kHalf>(all_ones, f.columns[j], of_bias[j % 2]);
       }
+      for (x[half] += kStep; x[half] >= a.columns;) x[half] -= a.columns;
     }
+    stage = stage_after(stage);
   }
 
   float* const part = static_cast<float*>(a.parts) + split * a.part;
@@ -147,14 +172,16 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   }
   if (with_bias && lane < 4) {
     for (int e = 0; e < 4; ++e) {
-      part[row_blocks * kTensorRows * wide + column + 8 * (2 * warp + e / 2) + e % 2] = of_bias[e / 2][e % 2];
+      part[a.part - wide + column + 8 * (2 * warp + e / 2) + e % 2] = of_bias[e / 2][e % 2];
     }
   }
 }
 
+// Where a part has the sums of a weight and of a bias.
 struct TileParts {
   static PIXELFAST_DEVICE int64_t weight(const WeightGradArgs& a, int channel, int tap, int input) {
-    return part_row(a, tap, input) * wide(a) + channel;
+    const int64_t row = (int64_t{input / kStep} * a.n_taps + tap) * kStep + input % kStep;
+    return row * wide(a) + channel;
   }
   static PIXELFAST_DEVICE int64_t bias(const WeightGradArgs& a, int channel) {
     return a.part - wide(a) + channel;

@@ -13,13 +13,14 @@ namespace {
 constexpr int kStages = 3;  // tiles in flight: one is read while copies to the others go on
 constexpr int kWarpRows = kTensorRows / (kTensorThreads / simt::kWarp);
 
+PIXELFAST_DEVICE inline int stage_before(int stage) { return stage == 0 ? kStages - 1 : stage - 1; }
 PIXELFAST_DEVICE inline int stage_after(int stage) { return stage == kStages - 1 ? 0 : stage + 1; }
 
 // Where a unit of a line is. Those of a line change places, so that eight lanes that read the same unit of
 // eight neighbouring lines find them in different banks. Lines 16 apart are alike.
 template <int kUnits>
 PIXELFAST_DEVICE inline int word_of(int line, int unit) {
-  const int turn = kUnits < 8 ? line * kUnits / 8 % kUnits : line % 8;
+  const auto turn = static_cast<int>(kUnits < 8 ? uint32_t(line) * kUnits / 8 % kUnits : uint32_t(line) % 8);
   return 4 * (line * kUnits + (unit ^ turn));
 }
 template <int kUnits>
@@ -27,11 +28,11 @@ constexpr int kSixteenLines = 16 * kUnits * 4;  // words
 
 // Brings up to eight channels of a position to a unit, at once where they lie so; zeros for those that there
 // are not.
-template <bool kAtOnce, bool kKept, int kSize>
+template <bool kAtOnce, int kSize>
 PIXELFAST_DEVICE inline void bring(simt::Shared<uint32_t, kSize>& memory, int word, const void* from,
                                    int64_t at, int64_t stride, int channels) {
   const uint16_t* const source = static_cast<const uint16_t*>(from) + at;
-  if (kAtOnce) return simt::copy_async<4, kKept>(memory, word, source, channels > 0);
+  if (kAtOnce) return simt::copy_async<4>(memory, word, source, channels > 0);
   for (int i = 0; i < 4; ++i) {
     const uint32_t low = 2 * i < channels ? source[2 * i * stride] : 0;
     const uint32_t high = 2 * i + 1 < channels ? source[(2 * i + 1) * stride] : 0;

@@ -127,7 +127,7 @@ template <int kLeft>
 void wait_for_copies() {
   wait_for_groups(kLeft);
 }
-template <int kWords, bool kKept = false, int kSize>
+template <int kWords, int kSize>
 void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live) {
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
   const bool aligned = reinterpret_cast<uintptr_t>(from) % (4 * kWords) == 0;

@@ -115,15 +115,14 @@ PIXELFAST_DEVICE inline float fast_reciprocal(float x) {
 
 // Starts a copy of 4, 8 or 16 bytes, which both sides are aligned to, from memory of the device to the words
 // from i on; zeros if not `live`, and then `from` need only be an address. It may be read after
-// wait_for_copies, by others after a barrier too. What will soon be read again is to be `kKept` in the first
-// cache; 4 and 8 bytes always are.
-template <int kWords, bool kKept = false, int kSize>
+// wait_for_copies, by others after a barrier too.
+template <int kWords, int kSize>
 PIXELFAST_DEVICE inline void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live) {
 #if __CUDA_ARCH__ >= 800
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
   const auto target = static_cast<uint32_t>(__cvta_generic_to_shared(&to.words[i]));
   const int bytes = live ? 4 * kWords : 0;
-  if (kWords == 4 && !kKept) {
+  if (kWords == 4) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(from), "r"(bytes)
                  : "memory");
   } else {
