@@ -39,15 +39,31 @@ PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, in
   return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
 }
 
-// A position of that grid as a line of a strip.
+// Along that grid, and through a tensor.
+struct Walk {
+  Position at;
+  int64_t place;
+
+  PIXELFAST_DEVICE Walk(const ConvShape& a, const Strides& s, int64_t p)
+      : at(grid_position(a, p)), place(place_of(s, at, 0)) {}
+  PIXELFAST_DEVICE void advance(const ConvShape& a, const Strides& s, int count) {
+    at.x += count, place += count * s.x;
+    while (at.x >= a.columns) {
+      at.x -= a.columns, place += s.y - a.columns * s.x;
+      if (++at.y == a.height) at.y = 0, ++at.n, place += s.n - a.height * s.y;
+    }
+  }
+};
+
+// Where a walk through the input is, for a line of a strip.
 struct Line {
   int64_t place;
   uint32_t y;
 
   Line() = default;
-  PIXELFAST_DEVICE Line(const ConvShape& a, const Strides& strides, const Position& at)
-      : place(place_of(strides, at, 0)),
-        y(at.n >= 0 && at.n < a.batch && at.x < a.in_width ? at.y : kNowhere) {}
+  PIXELFAST_DEVICE Line(const ConvShape& a, const Walk& walk)
+      : place(walk.place),
+        y(walk.at.n >= 0 && walk.at.n < a.batch && walk.at.x < a.in_width ? walk.at.y : kNowhere) {}
   PIXELFAST_DEVICE bool is_inside(const ConvShape& a, int dy) const {
     return y + static_cast<uint32_t>(dy) < static_cast<uint32_t>(a.in_height);
   }

@@ -102,11 +102,11 @@ struct StripCopies {
   Line lines[kLines];
 
   PIXELFAST_DEVICE StripCopies(const ConvArgs& a, int64_t first) {
-    Position at = grid_position(a, first + a.left + simt::thread() / kUnitsOfStep);
+    Walk walk(a, a.in_strides, first + a.left + simt::thread() / kUnitsOfStep);
     PIXELFAST_UNROLLED
     for (int i = 0; i < kLines; ++i) {
-      lines[i] = Line(a, a.in_strides, at);
-      at.advance(kApart, a.height, a.columns);
+      lines[i] = Line(a, walk);
+      walk.advance(a, a.in_strides, kApart);
     }
   }
 

@@ -46,17 +46,21 @@ struct TapChannels {
 // units of the gradient.
 template <bool kAtOnce>
 struct GradCopies {
-  Position near, far, of_grad;
+  Line near;
+  Walk far, of_grad;
   int64_t left;              // positions
   int strips, row, channel;  // of the first strip
 
   PIXELFAST_DEVICE GradCopies(const WeightGradArgs& a, int64_t begin, int64_t end, const TapChannels& first,
-                              const TapChannels& last) {
-    const int line = simt::thread() / kUnitsOfStep;
-    near = grid_position(a, begin + a.left + line), far = near, far.advance(kStep, a.height, a.columns);
-    of_grad = grid_position(a, begin + line), left = end - begin - line;
-    strips = first.live ? last.strip(a) - first.strip(a) + 1 : 0;
-    row = first.row, channel = first.channel;
+                              const TapChannels& last)
+      : far(a, a.in_strides, begin + a.left + simt::thread() / kUnitsOfStep),
+        of_grad(a, a.grad_strides, begin + simt::thread() / kUnitsOfStep),
+        left(end - begin - simt::thread() / kUnitsOfStep),
+        strips(first.live ? last.strip(a) - first.strip(a) + 1 : 0),
+        row(first.row),
+        channel(first.channel) {
+    near = Line(a, far);
+    far.advance(a, a.in_strides, kStep);
   }
 
   PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int stage, int first_output) {
@@ -64,12 +68,12 @@ struct GradCopies {
     int word = stage_start(a, stage);
     for (int i = 0; i < kTensorColumns / kStep; ++i) {
       const int among = unit + i * kUnitsOfStep, c = first_output + among * kUnit;
-      const bool there = left > 0 && of_grad.x < a.width;
+      const bool there = left > 0 && of_grad.at.x < a.width;
       bring<kAtOnce>(memory.words, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
-                     place_of(a.grad_strides, of_grad, c), a.grad_strides.c, there ? a.outputs - c : 0);
+                     of_grad.place + c * a.grad_strides.c, a.grad_strides.c, there ? a.outputs - c : 0);
     }
     word += kGradWords + word_of<kUnitsOfStep>(line, unit);
-    const Line lines[2] = {Line(a, a.in_strides, near), Line(a, a.in_strides, far)};
+    const Line lines[2] = {near, Line(a, far)};
     int r = row, c = channel + unit * kUnit;
     PIXELFAST_ROLLED
     for (int i = 0; i < strips; ++i) {
@@ -84,8 +88,8 @@ struct GradCopies {
       word += strip_words(a);
       if (++r == a.n_rows) r = 0, c += kStep;
     }
-    near = far, far.advance(kStep, a.height, a.columns);
-    of_grad.advance(kStep, a.height, a.columns), left -= kStep;
+    near = lines[1], far.advance(a, a.in_strides, kStep);
+    of_grad.advance(a, a.grad_strides, kStep), left -= kStep;
   }
 };
 
@@ -151,8 +155,12 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
         f.set_columns(j, found);
       }
       f.multiply<kHalf>(sums);
-      for (int j = 0; j < 8; ++j) {
-        if (with_bias && j / 2 == warp) simt::multiply_halves<kHalf>(all_ones, f.columns[j], of_bias[j % 2]);
+      for (int e = 0; with_bias && e < 2; ++e) {
+        uint32_t mine[2] = {};
+        for (int k = 0; k < 2 * 4; ++k) {
+          if (k / 2 == warp) mine[k % 2] = f.columns[k / 2 * 2 + e][k % 2];
+        }
+        simt::multiply_halves<kHalf>(all_ones, mine, of_bias[e]);
       }
       for (x[half] += kStep; x[half] >= a.columns;) x[half] -= a.columns;
     }
