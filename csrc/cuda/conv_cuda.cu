@@ -60,6 +60,8 @@ void launch_tiles(void (*kernel)(Args), int64_t blocks, size_t shared_nbytes, co
                   cudaStream_t stream) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(shared_nbytes)));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared));
   kernel<<<static_cast<unsigned>(blocks), kTensorThreads, shared_nbytes, stream>>>(a);
 }
 

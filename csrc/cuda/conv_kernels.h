@@ -76,6 +76,7 @@ struct Columns {
 template <class T, class Sum>
 PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Columns& columns, int tx,
                              Sum (&y)[4]) {
+  PIXELFAST_UNROLLED
   for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
     if (channel < 0) continue;
@@ -86,10 +87,11 @@ PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Column
     y[j] = j < 2 ? tanh_of(y[j]) : sigmoid_of(y[j]);
     static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y[j]);
   }
-  for (int j = 0; j < (a.gate ? 2 : 4); ++j) {
+  PIXELFAST_UNROLLED
+  for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
-    if (channel < 0) continue;
-    Sum result = a.gate ? y[j] * y[j + 2] : y[j];
+    if (channel < 0 || (a.gate && j >= 2)) continue;
+    Sum result = a.gate ? y[j] * y[(j + 2) % 4] : y[j];
     if (a.residual != nullptr)
       result += load_as_sum<T>(a.residual, place_of(a.residual_strides, at, channel));
     static_cast<T*>(a.out)[place_of(a.out_strides, at, channel)] = static_cast<T>(result);
@@ -137,6 +139,7 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
     multiply(memory, ty, tx, acc);
     simt::sync_block();
   }
+  PIXELFAST_UNROLLED
   for (int i = 0; i < 4; ++i) {
     const int64_t p = first + 4 * ty + i;
     if (p < positions) finish<T>(a, position_of(p, a.height, a.width), columns, tx, acc[i]);

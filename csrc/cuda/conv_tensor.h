@@ -113,14 +113,13 @@ struct StripCopies {
   PIXELFAST_DEVICE void start(const ConvArgs& a, ConvTiles& memory, int stage, const Step& step) const {
     const int unit = simt::thread() % kUnitsOfStep, channel = step.channel + unit * kUnit;
     const int line = simt::thread() / kUnitsOfStep, dy = a.tap_y[step.tap];
-    const int64_t shift = dy * a.in_strides.y + channel * a.in_strides.c;
+    const int64_t apart = kAtOnce ? 1 : a.in_strides.c, shift = dy * a.in_strides.y + channel * apart;
     const int word = stage * kStripWords + word_of<kUnitsOfStep>(line, unit);
     PIXELFAST_UNROLLED
     for (int i = 0; i < kLines; ++i) {
       if (unit < step.units && line + i * kApart < kTensorRows + a.span) {
         bring<kAtOnce>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
-                       lines[i].place + shift, a.in_strides.c,
-                       lines[i].is_inside(a, dy) ? a.inputs - channel : 0);
+                       lines[i].place + shift, apart, lines[i].is_inside(a, dy) ? a.inputs - channel : 0);
       }
     }
   }

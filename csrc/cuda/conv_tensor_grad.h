@@ -65,12 +65,13 @@ struct GradCopies {
 
   PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int stage, int first_output) {
     const int line = simt::thread() / kUnitsOfStep, unit = simt::thread() % kUnitsOfStep;
+    const int64_t apart = kAtOnce ? 1 : a.in_strides.c, grads_apart = kAtOnce ? 1 : a.grad_strides.c;
     int word = stage_start(a, stage);
     for (int i = 0; i < kTensorColumns / kStep; ++i) {
       const int among = unit + i * kUnitsOfStep, c = first_output + among * kUnit;
       const bool there = left > 0 && of_grad.at.x < a.width;
       bring<kAtOnce>(memory.words, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
-                     of_grad.place + c * a.grad_strides.c, a.grad_strides.c, there ? a.outputs - c : 0);
+                     of_grad.place + c * grads_apart, grads_apart, there ? a.outputs - c : 0);
     }
     word += kGradWords + word_of<kUnitsOfStep>(line, unit);
     const Line lines[2] = {near, Line(a, far)};
@@ -78,12 +79,11 @@ struct GradCopies {
     PIXELFAST_ROLLED
     for (int i = 0; i < strips; ++i) {
       const int dy = a.tap_y[a.row_taps[r]];
-      const int64_t shift = dy * a.in_strides.y + c * a.in_strides.c;
+      const int64_t shift = dy * a.in_strides.y + c * apart;
       for (int half = 0; half < 2; ++half) {
         if (half == 1 && line >= a.span) break;
         bring<kAtOnce>(memory.words, word + half * 2 * kSixteenLines<kUnitsOfStep>, a.in,
-                       lines[half].place + shift, a.in_strides.c,
-                       lines[half].is_inside(a, dy) ? a.inputs - c : 0);
+                       lines[half].place + shift, apart, lines[half].is_inside(a, dy) ? a.inputs - c : 0);
       }
       word += strip_words(a);
       if (++r == a.n_rows) r = 0, c += kStep;

@@ -32,11 +32,14 @@ template <bool kAtOnce, int kSize>
 PIXELFAST_DEVICE inline void bring(simt::Shared<uint32_t, kSize>& memory, int word, const void* from,
                                    int64_t at, int64_t stride, int channels) {
   const uint16_t* const source = static_cast<const uint16_t*>(from) + at;
-  if (kAtOnce) return simt::copy_async<4>(memory, word, source, channels > 0);
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t low = 2 * i < channels ? source[2 * i * stride] : 0;
-    const uint32_t high = 2 * i + 1 < channels ? source[(2 * i + 1) * stride] : 0;
-    memory.set(word + i, low | high << 16);
+  if constexpr (kAtOnce) {
+    simt::copy_async<4>(memory, word, source, channels > 0);
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t low = 2 * i < channels ? source[2 * i * stride] : 0;
+      const uint32_t high = 2 * i + 1 < channels ? source[(2 * i + 1) * stride] : 0;
+      memory.set(word + i, low | high << 16);
+    }
   }
 }
 
