@@ -155,7 +155,7 @@ def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     return NOTHING if t is None else (t.data_ptr(), tuple(t.stride()))
 
 
-def shape_of(x: Tensor, outputs: int, result: Tensor, taps: list[tuple[int, ...]]) -> dict[str, Any]:
+def shape_of(x: Tensor, outputs: int, result: Tensor, taps: Sequence[Sequence[int]]) -> dict[str, Any]:
     """What a kernel is told of a convolution of x: type, sizes, taps and device."""
     sizes = [x.shape[0], x.shape[1], outputs, *result.shape[2:], *x.shape[2:]]
     return {"type": TYPES[x.dtype], "sizes": sizes, "taps": taps, "device": x.device.index or 0}

@@ -291,6 +291,7 @@ def test_what_does_not_fit_goes_to_the_twin():
         ({"sizes": [1, 1, 1, 1, 1, 1, 32768]}, "sides must be at most 32767, got 32768"),
         ({"taps": [(0, -32768, 0, 0)]}, "a tap must read at most 32767 away, got -32768"),
         ({"packed": (0,)}, "memory is an address and a size"),
+        ({"packed": (8, 0)}, "memory must start at a multiple of 16 bytes"),
         ({"type": 2, "packed": (0, 4095)}, "4096 bytes are needed, got 4095"),
     ],
 )

@@ -169,7 +169,9 @@ void* room_for(size_t nbytes, const py::tuple& given) {
   if (there < nbytes) {
     fail("[masked_conv] " + std::to_string(nbytes) + " bytes are needed, got " + std::to_string(there));
   }
-  return reinterpret_cast<void*>(given[0].cast<uint64_t>());
+  const auto address = given[0].cast<uint64_t>();
+  if (address % 16 != 0) fail("[masked_conv] memory must start at a multiple of 16 bytes");
+  return reinterpret_cast<void*>(address);
 }
 
 void check_blocks(int64_t blocks) {

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kTensorThreads, 2)
 void check(cudaError_t status) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // so that it is not found again
-  throw std::runtime_error(std::string("[masked_conv] the launch failed: ") + cudaGetErrorString(status));
+  throw std::runtime_error(std::string("[masked_conv] CUDA failed: ") + cudaGetErrorString(status));
 }
 
 // More shared memory than a kernel has by itself is to be asked for.
@@ -137,7 +137,10 @@ std::vector<ConvDevice> find_devices() {
 
 ConvDevice conv_device(int device) {
   static const std::vector<ConvDevice> devices = find_devices();
-  return devices.at(device);
+  if (device < 0 || device >= static_cast<int>(devices.size())) {
+    throw std::invalid_argument("[masked_conv] there is no device " + std::to_string(device));
+  }
+  return devices[device];
 }
 
 void masked_conv(const ConvArgs& args, int device, uint64_t stream) { launch_as(args, device, stream); }

@@ -67,8 +67,8 @@ struct GradCopies {
     const int line = simt::thread() / kUnitsOfStep, unit = simt::thread() % kUnitsOfStep;
     const int64_t apart = kAtOnce ? 1 : a.in_strides.c, grads_apart = kAtOnce ? 1 : a.grad_strides.c;
     int word = stage_start(a, stage);
-    for (int i = 0; i < kTensorColumns / kStep; ++i) {
-      const int among = unit + i * kUnitsOfStep, c = first_output + among * kUnit;
+    for (int i = 0; i < 2; ++i) {  // of neighbouring lines different halves at a time, in different banks
+      const int among = unit + (i + line) % 2 * kUnitsOfStep, c = first_output + among * kUnit;
       const bool there = left > 0 && of_grad.at.x < a.width;
       bring<kAtOnce>(memory.words, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
                      of_grad.place + c * grads_apart, grads_apart, there ? a.outputs - c : 0);
