@@ -1,4 +1,4 @@
-"""The ops of masked_conv.py by the kernels of csrc/cuda/conv_kernels.h: on a GPU, or on its emulation.
+"""The ops of masked_conv.py by the kernels of csrc/cuda/conv.h: on a GPU, or on its emulation.
 
 A kernel is told addresses and strides, so that tensors of any layout are read and written where they lie.
 """
@@ -16,9 +16,6 @@ from . import masked_conv as twin
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 NOTHING = (0, (0, 0, 0, 0))
-
-_SUMS = 1 << 14  # positions that one part of a weight's gradient adds up
-_MOST_PARTS = 64
 
 
 class Kernels:
@@ -52,10 +49,10 @@ class Kernels:
         per_position = (
             None if condition is None else twin._per_position(condition).expand(*factors_of(out, weight))
         )
+        shape = shape_of(x, weight.shape[0], out, places)
+        packed = room(x, self.module.masked_conv_nbytes(**shape, gate=gate))
         self.module.masked_conv(
-            type=TYPES[x.dtype],
-            sizes=[x.shape[0], x.shape[1], weight.shape[0], *out.shape[2:], *x.shape[2:]],
-            taps=places,
+            **shape,
             input=told(x),
             weight=told(weight),
             mask=told(None if mask is None else mask.expand_as(weight)),
@@ -64,8 +61,9 @@ class Kernels:
             residual=told(residual),
             factors=told(factors if gate else None),
             out=told(out),
+            packed=(packed.data_ptr(), packed.nbytes),
             gate=gate,
-            **where(x),
+            stream=stream_of(x),
         )
         return out, factors
 
@@ -84,10 +82,10 @@ class Kernels:
         out = twin._input_grad_fake(grad, weight, mask, size, padding, taps)
         columns, (left, _, top, _) = weight.shape[3], padding
         places = [(top - t // columns, left - t % columns, t // columns, t % columns) for t in taps]
+        shape = shape_of(grad, out.shape[1], out, places)
+        packed = room(grad, self.module.masked_conv_nbytes(**shape, gate=False))
         self.module.masked_conv(
-            type=TYPES[grad.dtype],
-            sizes=[grad.shape[0], grad.shape[1], out.shape[1], *out.shape[2:], *grad.shape[2:]],
-            taps=places,
+            **shape,
             input=told(grad),
             weight=told(weight.transpose(0, 1)),
             mask=told(None if mask is None else mask.expand_as(weight).transpose(0, 1)),
@@ -96,8 +94,9 @@ class Kernels:
             residual=NOTHING,
             factors=NOTHING,
             out=told(out),
+            packed=(packed.data_ptr(), packed.nbytes),
             gate=False,
-            **where(grad),
+            stream=stream_of(grad),
         )
         return out
 
@@ -118,22 +117,17 @@ class Kernels:
         found.zero_()
         columns, (left, _, top, _) = kernel[1], padding
         places = [(t // columns - top, t % columns - left, t // columns, t % columns) for t in taps]
-        positions = grad.shape[0] * grad.shape[2] * grad.shape[3]
-        splits = min(max(-(-positions // _SUMS), 1), _MOST_PARTS)
-        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-        parts = x.new_empty((splits, grad.shape[1], len(taps) * x.shape[1] + 1), dtype=sums)
+        shape = shape_of(x, grad.shape[1], grad, places)
+        parts = room(x, self.module.masked_conv_weight_grad_nbytes(**shape))
         self.module.masked_conv_weight_grad(
-            type=TYPES[x.dtype],
-            sizes=[grad.shape[0], x.shape[1], grad.shape[1], *grad.shape[2:], *x.shape[2:]],
-            taps=places,
+            **shape,
             grad=told(grad),
             input=told(x),
             mask=told(None if mask is None else mask.expand_as(found)),
             weight=told(found),
             bias=(of_bias.data_ptr() if bias else 0,),
-            parts=(parts.data_ptr(),),
-            splits=splits,
-            **where(x),
+            parts=(parts.data_ptr(), parts.nbytes),
+            stream=stream_of(x),
         )
         return found, of_bias
 
@@ -161,8 +155,17 @@ def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     return NOTHING if t is None else (t.data_ptr(), tuple(t.stride()))
 
 
-def where(t: Tensor) -> dict[str, Any]:
-    """The device of a tensor, and the stream that is current there."""
-    if t.device.type != "cuda":
-        return {"device": 0, "stream": 0}
-    return {"device": t.device.index, "stream": torch.cuda.current_stream(t.device).cuda_stream}
+def shape_of(x: Tensor, outputs: int, result: Tensor, taps: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """What a kernel is told of a convolution of x: type, sizes, taps and device."""
+    sizes = [x.shape[0], x.shape[1], outputs, *result.shape[2:], *x.shape[2:]]
+    return {"type": TYPES[x.dtype], "sizes": sizes, "taps": taps, "device": x.device.index or 0}
+
+
+def room(x: Tensor, nbytes: int) -> Tensor:
+    """Memory for a launch, where x is."""
+    return x.new_empty(nbytes, dtype=torch.uint8)
+
+
+def stream_of(t: Tensor) -> int:
+    """The stream that is current on a tensor's device."""
+    return torch.cuda.current_stream(t.device).cuda_stream if t.device.type == "cuda" else 0

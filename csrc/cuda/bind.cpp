@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/arrays.h"
@@ -17,7 +18,8 @@ namespace pixelfast {
 namespace cuda {
 
 #ifdef PIXELFAST_EMULATED
-extern size_t emulated_nbytes;  // what device_emulated.cpp says is free
+extern size_t emulated_nbytes;   // what device_emulated.cpp says is free
+extern int emulated_capability;  // and conv_emulated.cpp of the device
 #endif
 
 namespace {
@@ -114,15 +116,20 @@ T* address(const Tensor& t) {
   return reinterpret_cast<T*>(t.address);
 }
 
-// What both kinds of launches have. sizes: batch, inputs, outputs, height, width, in_height, in_width. taps:
-// dy, dx, row and column in the kernel.
-template <class Args>
-void fill_sums(Args& a, int type, const std::vector<int32_t>& sizes,
-               const std::vector<std::vector<int32_t>>& taps, const Tensor& weight, const Tensor& mask) {
+// sizes: batch, inputs, outputs, height, width, in_height, in_width. taps: dy, dx, row and column in the
+// kernel.
+using Sizes = std::vector<int32_t>;
+using Taps = std::vector<std::vector<int32_t>>;
+
+void fill_shape(ConvShape& a, int type, const Sizes& sizes, const Taps& taps) {
   if (type < 0 || type > 3) fail("[masked_conv] there is no type " + std::to_string(type));
   if (sizes.size() != 7) fail("[masked_conv] sizes are 7 numbers, got " + std::to_string(sizes.size()));
-  for (const int32_t size : sizes) {
-    if (size < 0) fail("[masked_conv] sizes must not be negative");
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] < 0) fail("[masked_conv] sizes must not be negative");
+    if (i >= 3 && sizes[i] > kMostSide) {
+      fail("[masked_conv] sides must be at most " + std::to_string(kMostSide) + ", got " +
+           std::to_string(sizes[i]));
+    }
   }
   if (taps.size() > kMostTaps) {
     fail("[masked_conv] at most " + std::to_string(kMostTaps) + " taps, got " + std::to_string(taps.size()));
@@ -131,49 +138,94 @@ void fill_sums(Args& a, int type, const std::vector<int32_t>& sizes,
   a.batch = sizes[0], a.inputs = sizes[1], a.outputs = sizes[2], a.height = sizes[3], a.width = sizes[4];
   a.in_height = sizes[5], a.in_width = sizes[6];
   a.n_taps = static_cast<int32_t>(taps.size());
+  for (size_t t = 0; t < taps.size(); ++t) {
+    if (taps[t].size() != 4) fail("[masked_conv] a tap is 4 numbers");
+    for (int i = 0; i < 2; ++i) {
+      if (taps[t][i] < -kMostSide || taps[t][i] > kMostSide) {
+        fail("[masked_conv] a tap must read at most " + std::to_string(kMostSide) + " away, got " +
+             std::to_string(taps[t][i]));
+      }
+    }
+    a.tap_y[t] = static_cast<int16_t>(taps[t][0]), a.tap_x[t] = static_cast<int16_t>(taps[t][1]);
+  }
+}
+
+template <class Args>
+void fill_weights(Args& a, const Taps& taps, const Tensor& weight, const Tensor& mask) {
+  a.weight = address<std::remove_pointer_t<decltype(a.weight)>>(weight);
   a.weight_strides = strides_of(weight);
   a.mask = address<const uint8_t>(mask);
   a.mask_strides = mask.address != 0 ? strides_of(mask) : Strides{};
   for (size_t t = 0; t < taps.size(); ++t) {
-    if (taps[t].size() != 4) fail("[masked_conv] a tap is 4 numbers");
-    a.tap_y[t] = static_cast<int16_t>(taps[t][0]), a.tap_x[t] = static_cast<int16_t>(taps[t][1]);
     a.tap_weight[t] = taps[t][2] * a.weight_strides.y + taps[t][3] * a.weight_strides.x;
     a.tap_mask[t] = taps[t][2] * a.mask_strides.y + taps[t][3] * a.mask_strides.x;
   }
 }
 
-void conv(int type, const std::vector<int32_t>& sizes, const std::vector<std::vector<int32_t>>& taps,
-          const py::tuple& in, const py::tuple& weight, const py::tuple& mask, const py::tuple& bias,
-          const py::tuple& condition, const py::tuple& residual, const py::tuple& factors,
-          const py::tuple& out, bool gate, int device, uint64_t stream) {
+// Memory for a launch: an address, and how many bytes there are.
+void* room_for(size_t nbytes, const py::tuple& given) {
+  if (given.size() != 2) fail("[masked_conv] memory is an address and a size");
+  const auto there = given[1].cast<size_t>();
+  if (there < nbytes) {
+    fail("[masked_conv] " + std::to_string(nbytes) + " bytes are needed, got " + std::to_string(there));
+  }
+  const auto address = given[0].cast<uint64_t>();
+  if (address % 16 != 0) fail("[masked_conv] memory must start at a multiple of 16 bytes");
+  return reinterpret_cast<void*>(address);
+}
+
+void check_blocks(int64_t blocks) {
+  if (blocks > INT32_MAX) fail("[masked_conv] too large: " + std::to_string(blocks) + " blocks");
+}
+
+size_t conv_nbytes(int type, const Sizes& sizes, const Taps& taps, bool gate, int device) {
   ConvArgs a{};
-  fill_sums(a, type, sizes, taps, tensor(weight), tensor(mask));
+  fill_shape(a, type, sizes, taps);
+  a.gate = gate;
+  return plan(a, conv_device(device));
+}
+
+void conv(int type, const Sizes& sizes, const Taps& taps, const py::tuple& in, const py::tuple& weight,
+          const py::tuple& mask, const py::tuple& bias, const py::tuple& condition, const py::tuple& residual,
+          const py::tuple& factors, const py::tuple& out, const py::tuple& packed, bool gate, int device,
+          uint64_t stream) {
+  ConvArgs a{};
+  fill_shape(a, type, sizes, taps);
+  fill_weights(a, taps, tensor(weight), tensor(mask));
   const auto strides = [](const Tensor& t) { return t.address != 0 ? strides_of(t) : Strides{}; };
   a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
-  a.weight = address<void>(tensor(weight)), a.bias = address<void>(tensor(bias));
+  a.bias = address<void>(tensor(bias));
   a.condition = address<void>(tensor(condition)), a.condition_strides = strides(tensor(condition));
   a.residual = address<void>(tensor(residual)), a.residual_strides = strides(tensor(residual));
   a.factors = address<void>(tensor(factors)), a.factor_strides = strides(tensor(factors));
   a.out = address<void>(tensor(out)), a.out_strides = strides_of(tensor(out));
   a.gate = gate;
   if (gate && (a.factors == nullptr || a.outputs % 2 != 0)) fail("[masked_conv] a gate has two factors");
+  a.packed = room_for(plan(a, conv_device(device)), packed);
+  check_blocks(conv_blocks(a));
   const py::gil_scoped_release no_gil;
-  masked_conv(a, device, stream);
+  if (conv_blocks(a) > 0) masked_conv(a, device, stream);
 }
 
-void weight_grad(int type, const std::vector<int32_t>& sizes, const std::vector<std::vector<int32_t>>& taps,
-                 const py::tuple& grad, const py::tuple& in, const py::tuple& mask, const py::tuple& weight,
-                 const py::tuple& bias, const py::tuple& parts, int splits, int device, uint64_t stream) {
+size_t weight_grad_nbytes(int type, const Sizes& sizes, const Taps& taps, int device) {
   WeightGradArgs a{};
-  fill_sums(a, type, sizes, taps, tensor(weight), tensor(mask));
-  if (splits < 1) fail("[masked_conv] splits must be at least 1, got " + std::to_string(splits));
-  a.splits = splits;
+  fill_shape(a, type, sizes, taps);
+  return plan(a, conv_device(device));
+}
+
+void weight_grad(int type, const Sizes& sizes, const Taps& taps, const py::tuple& grad, const py::tuple& in,
+                 const py::tuple& mask, const py::tuple& weight, const py::tuple& bias,
+                 const py::tuple& parts, int device, uint64_t stream) {
+  WeightGradArgs a{};
+  fill_shape(a, type, sizes, taps);
+  fill_weights(a, taps, tensor(weight), tensor(mask));
   a.grad = address<void>(tensor(grad)), a.grad_strides = strides_of(tensor(grad));
   a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
-  a.weight = address<void>(tensor(weight)), a.bias = address<void>(tensor(bias));
-  a.parts32 = address<float>(tensor(parts)), a.parts64 = address<double>(tensor(parts));
+  a.bias = address<void>(tensor(bias));
+  a.parts = room_for(plan(a, conv_device(device)), parts);
+  check_blocks(weight_grad_blocks(a));
   const py::gil_scoped_release no_gil;
-  masked_conv_weight_grad(a, device, stream);
+  if (weight_grad_blocks(a) > 0) masked_conv_weight_grad(a, device, stream);
 }
 
 py::list devices() {
@@ -195,15 +247,20 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   m.def("devices", &devices);
   m.def("device_count", &device_count);
   m.attr("most_taps") = kMostTaps;
+  m.def("masked_conv_nbytes", &conv_nbytes, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
+        py::arg("gate"), py::arg("device"));
   m.def("masked_conv", &conv, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
         py::arg("input"), py::arg("weight"), py::arg("mask"), py::arg("bias"), py::arg("condition"),
-        py::arg("residual"), py::arg("factors"), py::arg("out"), py::arg("gate"), py::arg("device"),
-        py::arg("stream"));
+        py::arg("residual"), py::arg("factors"), py::arg("out"), py::arg("packed"), py::arg("gate"),
+        py::arg("device"), py::arg("stream"));
+  m.def("masked_conv_weight_grad_nbytes", &weight_grad_nbytes, py::kw_only(), py::arg("type"),
+        py::arg("sizes"), py::arg("taps"), py::arg("device"));
   m.def("masked_conv_weight_grad", &weight_grad, py::kw_only(), py::arg("type"), py::arg("sizes"),
         py::arg("taps"), py::arg("grad"), py::arg("input"), py::arg("mask"), py::arg("weight"),
-        py::arg("bias"), py::arg("parts"), py::arg("splits"), py::arg("device"), py::arg("stream"));
+        py::arg("bias"), py::arg("parts"), py::arg("device"), py::arg("stream"));
 #ifdef PIXELFAST_EMULATED
   m.def("set_free_nbytes", [](size_t nbytes) { emulated_nbytes = nbytes; });
+  m.def("set_capability", [](int capability) { emulated_capability = capability; });
   m.def("provoke", [](const std::string& name) {
     if (!simt::provoke(name.c_str())) fail("[provoke] there is no fault '" + name + "'");
   });

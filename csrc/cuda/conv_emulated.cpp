@@ -1,38 +1,84 @@
 #include <cmath>
-#include <stdexcept>
-#include <vector>
+#include <memory>
 
 #include "cpu/threads.h"
 #include "cuda/conv_kernels.h"
+#include "cuda/conv_tensor.h"
+#include "cuda/conv_tensor_grad.h"
 
 namespace pixelfast {
 namespace cuda {
+
+int emulated_capability = 90;
+
 namespace {
+
+using simt::Half;
+
+// A kernel whose blocks have some shared memory each.
+template <class Memory, class Body>
+void emulate(int64_t blocks, int threads, const Body& body) {
+  const std::unique_ptr<Memory[]> memory(new Memory[blocks]);
+  if (blocks > 0) simt::emulate(static_cast<int>(blocks), threads, [&] { body(memory[simt::block()]); });
+}
+struct None {};
 
 template <class T>
 void run(const ConvArgs& a) {
-  const int blocks = conv_blocks(a);
-  std::vector<ConvMemory<typename SumOf<T>::Type>> memory(blocks);
-  if (blocks > 0) simt::emulate(blocks, kConvThreads, [&] { conv_block<T>(a, memory[simt::block()]); });
+  using Memory = ConvMemory<typename SumOf<T>::Type>;
+  emulate<Memory>(conv_blocks(a), kConvThreads, [&](Memory& memory) { conv_block<T>(a, memory); });
+}
+
+template <Half kHalf>
+void run(const ConvArgs& a) {
+  if (!a.tensor_cores) return run<Number<kHalf>>(a);
+  emulate<None>(pack_blocks(a), kConvThreads, [&](None&) { pack_block(a); });
+  emulate<ConvTiles>(conv_blocks(a), kTensorThreads, [&](ConvTiles& memory) {
+    a.at_once ? tensor_conv_block<kHalf, true>(a, memory) : tensor_conv_block<kHalf, false>(a, memory);
+  });
+}
+
+template <class T, class Parts>
+void sum(const WeightGradArgs& a) {
+  emulate<None>(weight_sum_blocks(a), kConvThreads, [&](None&) { weight_grad_sum<T, Parts>(a); });
 }
 
 template <class T>
 void run(const WeightGradArgs& a) {
-  const int blocks = weight_grad_blocks(a);
-  std::vector<ConvMemory<typename SumOf<T>::Type>> memory(blocks);
-  simt::emulate(blocks, kConvThreads, [&] { weight_grad_block<T>(a, memory[simt::block()]); });
-  simt::emulate(weight_sum_blocks(a), kConvThreads, [&] { weight_grad_sum<T>(a); });
+  using Memory = ConvMemory<typename SumOf<T>::Type>;
+  emulate<Memory>(weight_grad_blocks(a), kConvThreads,
+                  [&](Memory& memory) { weight_grad_block<T>(a, memory); });
+  sum<T, ChainParts>(a);
+}
+
+template <Half kHalf>
+void run(const WeightGradArgs& a) {
+  if (!a.tensor_cores) return run<Number<kHalf>>(a);
+  emulate<GradTiles>(weight_grad_blocks(a), kTensorThreads, [&](GradTiles& memory) {
+    a.at_once ? tensor_weight_grad_block<kHalf, true>(a, memory)
+              : tensor_weight_grad_block<kHalf, false>(a, memory);
+  });
+  sum<Number<kHalf>, TileParts>(a);
 }
 
 template <class Args>
 void run_as(const Args& a) {
   const FloatMode mode;
-  if (a.type == Type::float32) return run<float>(a);
-  if (a.type == Type::float64) return run<double>(a);
-  throw std::invalid_argument("[masked_conv] the emulation has float32 and float64");
+  switch (a.type) {
+    case Type::float32:
+      return run<float>(a);
+    case Type::float64:
+      return run<double>(a);
+    case Type::float16:
+      return run<Half::float16>(a);
+    case Type::bfloat16:
+      return run<Half::bfloat16>(a);
+  }
 }
 
 }  // namespace
+
+ConvDevice conv_device(int) { return {emulated_capability, 2}; }
 
 void masked_conv(const ConvArgs& args, int, uint64_t) { run_as(args); }
 void masked_conv_weight_grad(const WeightGradArgs& args, int, uint64_t) { run_as(args); }

@@ -1,9 +1,9 @@
-// The kernels of conv.h. Included where simt.h is CUDA's, and where it is the emulation.
+// Masked convolutions a multiply-add at a time: the kernels for every type, and for every GPU. Included where
+// simt.h is CUDA's, and where it is the emulation.
 #pragma once
 
 #include "core/math.h"
-#include "cuda/conv.h"
-#include "cuda/simt.h"
+#include "cuda/conv_places.h"
 
 namespace pixelfast {
 namespace cuda {
@@ -53,20 +53,6 @@ PIXELFAST_DEVICE inline void multiply(const ConvMemory<Sum>& memory, int ty, int
   }
 }
 
-struct Position {
-  int32_t n, y, x;
-};
-
-PIXELFAST_DEVICE inline Position position_of(int64_t p, int32_t height, int32_t width) {
-  const int64_t row = p / width;
-  return {static_cast<int32_t>(row / height), static_cast<int32_t>(row % height),
-          static_cast<int32_t>(p % width)};
-}
-
-PIXELFAST_DEVICE inline int64_t place_of(const Strides& s, const Position& p, int64_t c) {
-  return p.n * s.n + c * s.c + p.y * s.y + p.x * s.x;
-}
-
 // Which output channels the columns of a block are. With a gate, half of them are of each factor.
 struct Columns {
   int start, wide, half, outputs;
@@ -90,6 +76,7 @@ struct Columns {
 template <class T, class Sum>
 PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Columns& columns, int tx,
                              Sum (&y)[4]) {
+  PIXELFAST_UNROLLED
   for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
     if (channel < 0) continue;
@@ -100,10 +87,11 @@ PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Column
     y[j] = j < 2 ? tanh_of(y[j]) : sigmoid_of(y[j]);
     static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y[j]);
   }
-  for (int j = 0; j < (a.gate ? 2 : 4); ++j) {
+  PIXELFAST_UNROLLED
+  for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
-    if (channel < 0) continue;
-    Sum result = a.gate ? y[j] * y[j + 2] : y[j];
+    if (channel < 0 || (a.gate && j >= 2)) continue;
+    Sum result = a.gate ? y[j] * y[(j + 2) % 4] : y[j];
     if (a.residual != nullptr)
       result += load_as_sum<T>(a.residual, place_of(a.residual_strides, at, channel));
     static_cast<T*>(a.out)[place_of(a.out_strides, at, channel)] = static_cast<T>(result);
@@ -125,9 +113,7 @@ template <class T>
 PIXELFAST_DEVICE typename SumOf<T>::Type weight_of(const ConvArgs& a, int channel, int64_t k) {
   const int tap = static_cast<int>(k / a.inputs);
   const int64_t c = k % a.inputs;
-  const int64_t of_mask = channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap];
-  if (a.mask != nullptr && a.mask[of_mask] == 0) return 0;
-  return load_as_sum<T>(a.weight, channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap]);
+  return is_live(a, channel, c, tap) ? load_as_sum<T>(a.weight, weight_place(a, channel, c, tap)) : 0;
 }
 
 // One tile of positions times output channels.
@@ -153,21 +139,11 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
     multiply(memory, ty, tx, acc);
     simt::sync_block();
   }
+  PIXELFAST_UNROLLED
   for (int i = 0; i < 4; ++i) {
     const int64_t p = first + 4 * ty + i;
     if (p < positions) finish<T>(a, position_of(p, a.height, a.width), columns, tx, acc[i]);
   }
-}
-
-template <class Sum>
-PIXELFAST_DEVICE inline Sum* parts_of(const WeightGradArgs& a);
-template <>
-PIXELFAST_DEVICE inline float* parts_of<float>(const WeightGradArgs& a) {
-  return a.parts32;
-}
-template <>
-PIXELFAST_DEVICE inline double* parts_of<double>(const WeightGradArgs& a) {
-  return a.parts64;
 }
 
 // One tile of output channels times (taps and input channels), over the positions of one split. The last
@@ -201,7 +177,7 @@ PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
     multiply(memory, ty, tx, acc);
     simt::sync_block();
   }
-  Sum* parts = parts_of<Sum>(a) + split * a.outputs * all;
+  Sum* parts = static_cast<Sum*>(a.parts) + split * a.part;
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
       const int64_t channel = first + 4 * ty + i, column = start + tx + 16 * j;
@@ -210,41 +186,37 @@ PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
   }
 }
 
-// A thread for each weight: its parts are added in order, so that the result is the same every time.
-template <class T>
+// Where a part has the sums of a weight and of a bias.
+struct ChainParts {
+  static PIXELFAST_DEVICE int64_t weight(const WeightGradArgs& a, int channel, int tap, int input) {
+    return channel * all(a) + int64_t{tap} * a.inputs + input;
+  }
+  static PIXELFAST_DEVICE int64_t bias(const WeightGradArgs& a, int channel) {
+    return (channel + 1) * all(a) - 1;
+  }
+  static PIXELFAST_DEVICE int64_t all(const WeightGradArgs& a) { return int64_t{a.n_taps} * a.inputs + 1; }
+};
+
+// A thread for each weight and bias: its parts are added in order, so that the result is the same every time.
+template <class T, class Parts>
 PIXELFAST_DEVICE void weight_grad_sum(const WeightGradArgs& a) {
   using Sum = typename SumOf<T>::Type;
-  const int64_t all = static_cast<int64_t>(a.n_taps) * a.inputs + 1;
+  const int64_t weights = static_cast<int64_t>(a.n_taps) * a.inputs;
   const int64_t k = static_cast<int64_t>(simt::block()) * simt::threads() + simt::thread();
-  if (k >= a.outputs * all) return;
+  if (k >= (weights + 1) * a.outputs) return;
+  const int channel = static_cast<int>(k % a.outputs);
+  const bool is_bias = k / a.outputs == weights;
+  if (is_bias && a.bias == nullptr) return;
+  const int tap = is_bias ? 0 : static_cast<int>(k / a.outputs / a.inputs);
+  const int input = is_bias ? 0 : static_cast<int>(k / a.outputs % a.inputs);
+  if (!is_bias && !is_live(a, channel, input, tap)) return;
+  const Sum* const first = static_cast<const Sum*>(a.parts) +
+                           (is_bias ? Parts::bias(a, channel) : Parts::weight(a, channel, tap, input));
   Sum sum = 0;
-  for (int s = 0; s < a.splits; ++s) sum += parts_of<Sum>(a)[s * a.outputs * all + k];
-  const int64_t channel = k / all, column = k % all;
-  if (column == all - 1) {
-    if (a.bias != nullptr) static_cast<T*>(a.bias)[channel] = static_cast<T>(sum);
-    return;
-  }
-  const int tap = static_cast<int>(column / a.inputs);
-  const int64_t c = column % a.inputs;
-  if (a.mask != nullptr && a.mask[channel * a.mask_strides.n + c * a.mask_strides.c + a.tap_mask[tap]] == 0)
-    return;
-  const int64_t at = channel * a.weight_strides.n + c * a.weight_strides.c + a.tap_weight[tap];
-  static_cast<T*>(a.weight)[at] = static_cast<T>(sum);
-}
-
-// Blocks that a launch needs.
-inline int conv_blocks(const ConvArgs& a) {
-  const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.width;
-  const int columns = a.gate ? a.outputs / 2 : a.outputs, wide = a.gate ? kSide / 2 : kSide;
-  return static_cast<int>((positions + kSide - 1) / kSide * ((columns + wide - 1) / wide));
-}
-inline int weight_grad_blocks(const WeightGradArgs& a) {
-  const int64_t all = static_cast<int64_t>(a.n_taps) * a.inputs + 1;
-  return static_cast<int>((all + kSide - 1) / kSide * ((a.outputs + kSide - 1) / kSide) * a.splits);
-}
-inline int weight_sum_blocks(const WeightGradArgs& a) {
-  const int64_t all = a.outputs * (static_cast<int64_t>(a.n_taps) * a.inputs + 1);
-  return static_cast<int>((all + kConvThreads - 1) / kConvThreads);
+  for (int s = 0; s < a.splits; ++s) sum += first[s * a.part];
+  T* const to = is_bias ? static_cast<T*>(a.bias) + channel
+                        : static_cast<T*>(a.weight) + weight_place(a, channel, input, tap);
+  *to = static_cast<T>(sum);
 }
 
 }  // namespace

@@ -5,8 +5,6 @@
 #include <string>
 #include <unordered_map>
 
-#include "core/bf16.h"
-#include "core/fp16.h"
 #include "cuda/fiber.h"
 #include "cuda/simt.h"
 
@@ -37,8 +35,8 @@ struct Grid {
   int threads = 0, cluster = 1;  // of a block, and blocks of a cluster
   std::vector<Fiber> fibers;     // block by block
   std::vector<uint64_t> block_barriers, warp_barriers;
-  std::vector<uint64_t> passed;                   // by fiber: in a shuffle
-  std::vector<std::array<uint32_t, 6>> operands;  // and in a product of matrices: of a, then of b
+  std::vector<uint64_t> passed;                 // by fiber: in a shuffle
+  std::vector<std::array<float, 12>> operands;  // and in a product of matrices: of a, then of b
   std::unordered_map<const void*, std::vector<Touches>> touched;
   Context scheduler;
   Fiber* current = nullptr;
@@ -183,6 +181,14 @@ uint64_t exchange(uint64_t x, int from) {
   return found;
 }
 
+void exchange(int x, int (&all)[kWarp]) {
+  const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
+  grid->passed[first + lane()] = static_cast<uint32_t>(x);
+  sync_warp();
+  for (int i = 0; i < kWarp; ++i) all[i] = static_cast<int>(grid->passed[first + i]);
+  sync_warp();
+}
+
 uint32_t ballot(bool x) {
   uint32_t votes = 0;
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
@@ -239,21 +245,17 @@ void wait_for_groups(int left) {
 }
 
 // A chain for each sum, which is not how a GPU rounds: close to it, not equal.
-void multiply_halves(Half half, const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
+void multiply_numbers(const float (&mine)[12], float (&sum)[4]) {
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
-  std::array<uint32_t, 6>* const operands = &grid->operands[first];
-  operands[lane()] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+  std::array<float, 12>* const operands = &grid->operands[first];
+  for (int i = 0; i < 12; ++i) operands[lane()][i] = mine[i];
   sync_warp();
-  const auto number = [&](int from, int word, int upper) {
-    const auto bits = static_cast<uint16_t>(operands[from][word] >> 16 * upper);
-    return half == Half::bfloat16 ? from_bf16(bits) : from_fp16(bits);
-  };
   for (int e = 0; e < 4; ++e) {
     const int row = lane() / 4 + e / 2 * 8, column = lane() % 4 * 2 + e % 2;
     for (int k = 0; k < 16; ++k) {
       const int t = k % 8 / 2, far = k / 8;
-      const float x = number(row % 8 * 4 + t, row / 8 + 2 * far, k % 2);
-      sum[e] = __builtin_fmaf(x, number(column * 4 + t, 4 + far, k % 2), sum[e]);
+      const float x = operands[row % 8 * 4 + t][2 * (row / 8 + 2 * far) + k % 2];
+      sum[e] += x * operands[column * 4 + t][2 * (4 + far) + k % 2];  // products of halves are exact
     }
   }
   sync_warp();
@@ -274,7 +276,8 @@ void multiply_by_a_warp(Half half, const uint16_t* a, const uint16_t* b, float* 
     for (int side = 0; side < 2; ++side) {
       const uint32_t these[2] = {columns[2 * side], columns[2 * side + 1]};
       float sum[4] = {};
-      multiply_halves(half, rows, these, sum);
+      half == Half::bfloat16 ? multiply_halves<Half::bfloat16>(rows, these, sum)
+                             : multiply_halves<Half::float16>(rows, these, sum);
       for (int e = 0; e < 4; ++e) {
         product[(lane() / 4 + e / 2 * 8) * 16 + side * 8 + lane() % 4 * 2 + e % 2] = sum[e];
       }

@@ -34,6 +34,7 @@ void sync_block();
 void sync_warp();
 void sync_cluster();
 uint64_t exchange(uint64_t x, int from);  // what lane `from` of the warp passes
+void exchange(int x, int (&all)[kWarp]);  // what every lane passes
 uint32_t ballot(bool x);
 void relax();  // lets others run: to be called while waiting for them
 [[noreturn]] void fault(const char* what);
@@ -71,6 +72,17 @@ inline unsigned long long fetch_min(unsigned long long* p, unsigned long long x)
 inline int load_acquire(const int* p) { return *p; }
 inline void fence() {}
 inline void fence_system() {}
+
+template <Half kHalf>
+float widen(uint16_t x) {
+  return kHalf == Half::bfloat16 ? from_bf16(x) : from_fp16(x);
+}
+template <Half kHalf>
+uint16_t narrow(float x) {
+  return kHalf == Half::bfloat16 ? bf16_of(x) : fp16_of(x);
+}
+inline float fast_exp2(float x) { return __builtin_exp2f(x); }
+inline float fast_reciprocal(float x) { return 1.0f / x; }
 
 // Who touched a word of shared memory last, and after how many barriers of the block and of the warp.
 struct Touch {
@@ -130,23 +142,33 @@ void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live)
 template <int kSize>
 void load_matrices(const Shared<uint32_t, kSize>& from, int row, uint32_t (&found)[4]) {
   if (row % 4 != 0) fault("a row of a matrix that is not aligned to four words");
-  for (int j = 0; j < 4; ++j) found[j] = from.get(shuffle(row, 8 * j + lane() / 4) + lane() % 4);
+  int rows[kWarp];
+  exchange(row, rows);
+  for (int j = 0; j < 4; ++j) found[j] = from.get(rows[8 * j + lane() / 4] + lane() % 4);
 }
 template <int kSize>
 void load_matrices_turned(const Shared<uint32_t, kSize>& from, int row, uint32_t (&found)[4]) {
   if (row % 4 != 0) fault("a row of a matrix that is not aligned to four words");
+  int rows[kWarp];
+  exchange(row, rows);
   const int column = lane() / 4;
   for (int j = 0; j < 4; ++j) {
-    const int first = shuffle(row, 8 * j + lane() % 4 * 2), second = shuffle(row, 8 * j + lane() % 4 * 2 + 1);
-    const uint32_t low = from.get(first + column / 2), high = from.get(second + column / 2);
+    const int* const pair = &rows[8 * j + lane() % 4 * 2];
+    const uint32_t low = from.get(pair[0] + column / 2), high = from.get(pair[1] + column / 2);
     found[j] = (low >> column % 2 * 16 & 0xFFFF) | (high >> column % 2 * 16 & 0xFFFF) << 16;
   }
 }
 
-void multiply_halves(Half half, const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]);
+// What a lane has of the two factors: halves, in the order of the words.
+void multiply_numbers(const float (&mine)[12], float (&sum)[4]);
 template <Half kHalf>
 void multiply_halves(const uint32_t (&a)[4], const uint32_t (&b)[2], float (&sum)[4]) {
-  multiply_halves(kHalf, a, b, sum);
+  float mine[12];
+  for (int i = 0; i < 12; ++i) {
+    const uint32_t word = i < 8 ? a[i / 2] : b[i / 2 - 4];
+    mine[i] = widen<kHalf>(static_cast<uint16_t>(word >> i % 2 * 16));
+  }
+  multiply_numbers(mine, sum);
 }
 
 }  // namespace simt

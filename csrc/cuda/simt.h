@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/portable.h"
+#include "core/fp16.h"
 
 namespace pixelfast {
 namespace simt {
@@ -16,6 +16,8 @@ enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a 
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
+#define PIXELFAST_ROLLED _Pragma("unroll 1")  // before a loop whose body is to be there once
+#define PIXELFAST_UNROLLED _Pragma("unroll")  // before one that indexes what is to stay in registers
 
 namespace pixelfast {
 namespace simt {
@@ -74,6 +76,40 @@ struct Shared {
   PIXELFAST_DEVICE T get(int i) const { return words[i]; }
   PIXELFAST_DEVICE void set(int i, T x) { words[i] = x; }
 };
+
+// Of half precision, and to it, rounded to the nearest even.
+template <Half kHalf>
+PIXELFAST_DEVICE inline float widen(uint16_t x) {
+  if (kHalf == Half::bfloat16) return from_bf16(x);
+  float found = 0;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(found) : "h"(x));
+  return found;
+}
+template <Half kHalf>
+PIXELFAST_DEVICE inline uint16_t narrow(float x) {
+  uint16_t found = 0;
+  if (kHalf == Half::float16) {
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(found) : "f"(x));
+  } else {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(found) : "f"(x));
+#else
+    found = bf16_of(x);
+#endif
+  }
+  return found;
+}
+// To about 2^-22 of their value.
+PIXELFAST_DEVICE inline float fast_exp2(float x) {
+  float found = 0;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
+  return found;
+}
+PIXELFAST_DEVICE inline float fast_reciprocal(float x) {
+  float found = 0;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(found) : "f"(x));
+  return found;
+}
 
 // ---- from sm_80 on ---------------------------------------------------------------------------------------
 
@@ -143,14 +179,12 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
                                              float (&sum)[4]) {
 #if __CUDA_ARCH__ >= 800
   if (kHalf == Half::bfloat16) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -168,5 +202,7 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
 #include "cuda/emulator.h"
 
 #define PIXELFAST_DEVICE
+#define PIXELFAST_ROLLED
+#define PIXELFAST_UNROLLED
 
 #endif
