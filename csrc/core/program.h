@@ -135,8 +135,8 @@ struct OpRecord {
   int32_t buffer, channel, channels;  // that heads read and all others write
   int32_t table;                      // of input
   int32_t stride_y, stride_x, product_channels, weight, bias;
-  Place start;    // of products; no buffer: they begin with the bias
-  int64_t depth;  // length of the sum: channels of all taps
+  Place start = {-1, 0};  // of products; no buffer: they begin with the bias
+  int64_t depth;          // length of the sum: channels of all taps
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;
   Attention attention;
