@@ -113,7 +113,7 @@ const float* product_tile(const ProductArgs& p, int row, const float* ahead) {
   return ahead;
 }
 
-// Tiles of nearly equal height: 8 rows of four vectors are 4 + 4, since 6 + 2 would leave the second starved.
+// Tiles of nearly equal height: 9 rows of four vectors are 5 + 4, since 6 + 3 would leave the second starved.
 template <int kCount>
 void product_rows(const ProductArgs& p) {
   constexpr int kMost = tile_rows(kCount);
@@ -141,15 +141,39 @@ void product_rows(const ProductArgs& p) {
   }
 }
 
+// Two of four vectors, from `first` on. The first ones fetch ahead.
+inline ProductArgs half_of(const ProductArgs& p, int first) {
+  ProductArgs half = p;
+  half.vectors = 2;
+  if (first > 0) half.ahead = p.ahead_end;
+  half.weights += first * Lanes::kLanes;
+  half.bias += first * Lanes::kLanes;
+  half.column += first * p.vector_stride;
+  half.columns = first > 0 ? p.columns - first * Lanes::kLanes : 2 * Lanes::kLanes;
+  for (int v = 0; v < 2; ++v) {
+    half.start_column[v] = p.start_column[first + v];
+    half.start_lanes[v] = p.start_lanes[first + v];
+  }
+  return half;
+}
+
 void product_by_rows(const ProductArgs& p) {
   switch (p.vectors) {
     case 1:
-      return product_rows<1>(p);
+      product_rows<1>(p);
+      break;
     case 2:
-      return product_rows<2>(p);
+      product_rows<2>(p);
+      break;
     case 3:
-      return product_rows<3>(p);
+      product_rows<3>(p);
+      break;
     default:
-      return product_rows<kVectors>(p);
+      if (p.rows <= tile_rows(kVectors) || p.rows > tile_rows(2)) {
+        product_rows<kVectors>(p);
+      } else {  // a tile for each half: so all weights are read once
+        product_rows<2>(half_of(p, 0));
+        product_rows<2>(half_of(p, 2));
+      }
   }
 }
