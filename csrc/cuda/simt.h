@@ -75,6 +75,13 @@ struct Shared {
   PIXELFAST_DEVICE void set(int i, T x) { words[i] = x; }
 };
 
+// What a launch gives each block, of which no word may be touched past the end.
+constexpr int kMostWords = 227 * 1024 / 4;
+PIXELFAST_DEVICE inline Shared<uint32_t, kMostWords>& dynamic_memory() {
+  extern __shared__ __align__(16) uint32_t dynamic_words[];
+  return *reinterpret_cast<Shared<uint32_t, kMostWords>*>(dynamic_words);
+}
+
 // ---- from sm_80 on ---------------------------------------------------------------------------------------
 
 // Starts a copy of 4, 8 or 16 bytes, which both sides are aligned to, from memory of the device to the words
@@ -132,6 +139,17 @@ PIXELFAST_DEVICE inline void load_matrices_turned(const Shared<uint32_t, kSize>&
                : "=r"(found[0]), "=r"(found[1]), "=r"(found[2]), "=r"(found[3])
                : "r"(source)
                : "memory");
+}
+
+// Two numbers rounded to bf16, in a word.
+PIXELFAST_DEVICE inline uint32_t pair_of_bf16(float low, float high) {
+  uint32_t word = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#else
+  __trap();
+#endif
+  return word;
 }
 
 // sum (16 x 8 floats) += a (16 x 16 halves) times b (16 x 8 halves), by a warp. With g = lane / 4 and
