@@ -20,6 +20,28 @@ int64_t work_of(const OpRecord& op, int32_t x) {
   return op.depth * op.product_channels;
 }
 
+// The weights of an op as the bf16 mode reads them (flat.h).
+void append_halves(std::vector<uint32_t>& halves, const FlatOp& f, const OpRecord& op, const Part* parts,
+                   const float* data) {
+  const size_t begin = halves.size();
+  const int64_t words = static_cast<int64_t>(f.steps) * f.columns;  // of a part
+  halves.resize(begin + static_cast<size_t>(words * f.n_parts));
+  for (int32_t p = 0; p < f.n_parts; ++p) {
+    for (int32_t c = 0; c < op.channels; ++c) {
+      uint32_t* const column =
+          &halves[begin + p * words + c / kGroup * kGroup * int64_t{f.steps} + c % kGroup];
+      const float* weight = data + op.weight + parts[p].channel + c;
+      int64_t step = 0;
+      for (const Tap& tap : op.taps) {
+        for (int32_t i = 0; i < tap.channels; ++i, weight += op.product_channels) {
+          column[(step + i / 2) * kGroup] |= uint32_t{bf16_of(*weight)} << i % 2 * 16;
+        }
+        step += words_of(tap.channels, true);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Flat::Flat(const Program& program, const float* data) {
@@ -37,16 +59,25 @@ Flat::Flat(const Program& program, const float* data) {
     FlatOp f{};
     f.op = static_cast<int32_t>(op.op), f.colour = op.colour, f.buffer = op.buffer, f.channel = op.channel;
     f.channels = op.channels, f.table = op.table, f.stride_y = op.stride_y, f.stride_x = op.stride_x;
-    f.product_channels = op.product_channels, f.weight = op.weight, f.bias = op.bias;
+    f.product_channels = op.product_channels, f.bias = op.bias;
     f.start_buffer = op.op == Op::conv ? op.start.buffer : -1, f.start_channel = op.start.channel;
-    if (data != nullptr && op.depth > 0) {
-      f.weight = static_cast<int32_t>(halves.size());
-      for (int64_t k = 0; k < op.depth * op.product_channels; ++k)
-        halves.push_back(bf16_of(data[op.weight + k]));
-    }
     f.first_tap = static_cast<int32_t>(taps.size()), f.n_taps = static_cast<int32_t>(op.taps.size());
+    std::vector<Instruction> code = op.instructions;
+    if (op.op == Op::conv && code.empty()) code.push_back({Fn::product, 0, 0, 0, 0});
     f.first_instruction = static_cast<int32_t>(instructions.size());
-    f.n_instructions = static_cast<int32_t>(op.instructions.size());
+    f.n_instructions = static_cast<int32_t>(code.size());
+    f.first_part = static_cast<int32_t>(parts.size());
+    for (int32_t i = 0; i < f.n_instructions; ++i) {
+      if (code[i].fn == Fn::product) parts.push_back({code[i].a, i});
+    }
+    f.n_parts = static_cast<int32_t>(parts.size()) - f.first_part;
+    for (const Tap& tap : op.taps) f.steps += words_of(tap.channels, data != nullptr);
+    f.weight = op.weight, f.columns = op.channels;
+    if (data != nullptr) {
+      f.weight = static_cast<int64_t>(halves.size());
+      f.columns = (op.channels + kGroup - 1) / kGroup * kGroup;
+      append_halves(halves, f, op, parts.data() + f.first_part, data);
+    }
     f.heads = a.heads, f.key_channels = a.key_channels, f.value_channels = a.value_channels;
     f.query_buffer = a.query.buffer, f.query_channel = a.query.channel;
     f.key_buffer = a.key.buffer, f.key_channel = a.key.channel;
@@ -60,7 +91,7 @@ Flat::Flat(const Program& program, const float* data) {
       most_keys = std::max<int64_t>(most_keys, program.buffers[a.key.buffer].width);
     }
     taps.insert(taps.end(), op.taps.begin(), op.taps.end());
-    instructions.insert(instructions.end(), op.instructions.begin(), op.instructions.end());
+    instructions.insert(instructions.end(), code.begin(), code.end());
     if (f.n_instructions > kOwnRegisters) most_instructions = std::max(most_instructions, f.n_instructions);
     ops.push_back(f);
   }

@@ -1,0 +1,315 @@
+// Convolutions and maps: products, and the expression that makes outputs of them. Part of walk.h.
+#pragma once
+
+#include "core/bf16.h"
+#include "cuda/chunk.h"
+#include "cuda/deal.h"
+#include "cuda/flat.h"
+#include "cuda/lane.h"
+#include "cuda/simt.h"
+
+namespace pixelfast {
+namespace cuda {
+namespace {
+
+// What a thread computes together: kElements outputs, of some rows and as many neighbouring channels.
+template <int kRows>
+struct Tile {
+  static constexpr int kColumns = kElements / kRows;
+  Row rows[kRows];
+  bool live[kRows];
+  int32_t first, end;  // channels: its first, and the end of those that there are
+  int32_t column;      // whose weights this thread reads
+
+  PIXELFAST_DEVICE const Row& row(int e) const { return rows[e / kColumns]; }
+  PIXELFAST_DEVICE int32_t channel(int e) const { return first + e % kColumns; }
+  PIXELFAST_DEVICE bool has(int e) const { return live[e / kColumns] && channel(e) < end; }
+};
+using Scalars = Tile<kElements>;  // one channel
+using Matrix = Tile<2>;           // as a lane holds them of a product by tensor cores (simt.h)
+
+// What the instructions of an expression yield, for each element of a tile.
+struct Registers {
+  float* start;
+  int64_t stride;
+  PIXELFAST_DEVICE float& at(int32_t index, int e) const {
+    return start[(static_cast<int64_t>(index) * kElements + e) * stride];
+  }
+};
+
+PIXELFAST_DEVICE inline uint32_t word_of(float x) { return float_bits(x); }
+PIXELFAST_DEVICE inline uint32_t word_of(uint32_t x) { return x; }
+
+// A column of weights, in memory of the device or in the block's: a word for each step of a sum.
+template <class Word>
+struct Far {
+  const Word* first;
+  int32_t stride;
+  PIXELFAST_DEVICE uint32_t at(int32_t step) const {
+    return word_of(first[static_cast<int64_t>(step) * stride]);
+  }
+};
+struct Near {
+  int32_t first, stride;
+  PIXELFAST_DEVICE uint32_t at(int32_t step) const {
+    return simt::dynamic_memory().get(first + step * stride);
+  }
+};
+
+// Where column c of a part begins among weights in groups of columns (flat.h), of which a part has `width`.
+PIXELFAST_DEVICE inline int64_t grouped(int32_t part, int32_t c, int32_t width, int32_t group,
+                                        int32_t steps) {
+  return (static_cast<int64_t>(part) * width + c / group * group) * steps + c % group;
+}
+
+class Products {
+ public:
+  PIXELFAST_DEVICE Products(const Walk& walk, const Chunk& chunk)
+      : w_(walk), p_(walk.program), chunk_(chunk), block_(simt::block() % walk.team_blocks) {}
+
+  // Copies weights to the block's memory, to be read after its next barrier.
+  PIXELFAST_DEVICE void load() const {
+    for (int i = 0; i < p_.n_ops; ++i) {
+      const FlatOp& op = p_.ops[i];
+      const Resident& resident = w_.residents[i];
+      if (resident.place < 0) continue;
+      const int32_t first = block_ * resident.width, group = group_of(resident);
+      const int32_t tall = group * op.steps, part = resident.width * op.steps;  // words of a group, of a part
+      for (int32_t k = simt::thread(); k < part * op.n_parts; k += simt::threads()) {
+        const int32_t c = first + k % part / tall * group + k % group;
+        if (c >= op.columns) continue;
+        const int32_t step = k % tall / group;
+        simt::dynamic_memory().set(resident.place + k, p_.halves == nullptr
+                                                           ? data_column(op, k / part, c).at(step)
+                                                           : halves_column(op, k / part, c).at(step));
+      }
+    }
+  }
+
+  // Each block computes the channels whose weights it has; else the team shares all of them.
+  PIXELFAST_DEVICE void run(const FlatOp& op, const FlatLaunch& launch, Deal& of_team, Deal& of_block) const {
+    const Resident& resident = w_.residents[launch.op];
+    const bool near = resident.place >= 0;
+    const int32_t begin = near ? smaller(block_ * resident.width, op.channels) : 0;
+    const int32_t end = near ? smaller(begin + resident.width, op.channels) : op.channels;
+    Deal& deal = near ? of_block : of_team;
+    const int64_t rows = launch.positions * chunk_.images();
+    if (w_.matrices != 0 && op.steps > 0) {
+      const int32_t groups = (end - begin + kGroup - 1) / kGroup;
+      const int64_t tiles = (rows + kMatrixRows - 1) / kMatrixRows;
+      deal.each<simt::kWarp>(tiles * groups, [&](int64_t k) {
+        const int row = simt::lane() / 4, column = simt::lane() % 4 * 2;
+        const int32_t c = begin + static_cast<int32_t>(k % groups) * kGroup;
+        Matrix tile{{}, {}, c + column, end, c + row};
+        fill_rows(tile, launch, k / groups * kMatrixRows + row, kMatrixRows / 2, rows);
+        run_tile(op, resident, tile);
+      });
+    } else {
+      const int64_t tiles = (rows + kElements - 1) / kElements;
+      deal.each<1>(tiles * (end - begin), [&](int64_t k) {
+        const int32_t c = begin + static_cast<int32_t>(k % (end - begin));
+        Scalars tile{{}, {}, c, end, c};
+        fill_rows(tile, launch, k / (end - begin) * kElements, 1, rows);
+        run_tile(op, resident, tile);
+      });
+    }
+  }
+
+ private:
+  PIXELFAST_DEVICE static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+  template <int kRows>
+  PIXELFAST_DEVICE void fill_rows(Tile<kRows>& tile, const FlatLaunch& launch, int64_t first, int apart,
+                                  int64_t rows) const {
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = first + r * apart;
+      tile.live[r] = row < rows;
+      tile.rows[r] = chunk_.row_of(launch, tile.live[r] ? row : rows - 1);
+    }
+  }
+
+  PIXELFAST_DEVICE Far<float> data_column(const FlatOp& op, int32_t part, int32_t c) const {
+    const int32_t channel = p_.parts[op.first_part + part].channel + c;
+    return {p_.data + op.weight + channel, op.product_channels};
+  }
+  PIXELFAST_DEVICE Far<uint32_t> halves_column(const FlatOp& op, int32_t part, int32_t c) const {
+    return {p_.halves + op.weight + grouped(part, c, op.columns, kGroup, op.steps), kGroup};
+  }
+  PIXELFAST_DEVICE int32_t group_of(const Resident& resident) const {
+    return p_.halves == nullptr ? resident.width : kGroup;
+  }
+  PIXELFAST_DEVICE Near near_column(const FlatOp& op, const Resident& resident, int32_t part,
+                                    int32_t c) const {
+    const int32_t group = group_of(resident), mine = c - block_ * resident.width;
+    const int64_t place = grouped(part, mine, resident.width, group, op.steps);
+    return {resident.place + static_cast<int32_t>(place), group};
+  }
+
+  template <int kRows>
+  PIXELFAST_DEVICE void run_tile(const FlatOp& op, const Resident& resident, const Tile<kRows>& tile) const {
+    float own[kOwnRegisters * kElements];
+    const int64_t threads = static_cast<int64_t>(w_.teams) * w_.team_blocks * w_.threads;
+    const int64_t thread = static_cast<int64_t>(simt::block()) * w_.threads + simt::thread();
+    const Registers registers =
+        op.n_instructions <= kOwnRegisters ? Registers{own, 1} : Registers{w_.registers + thread, threads};
+    int32_t part = 0;
+    for (; part + 1 < op.n_parts; part += 2) multiply<2>(op, resident, tile, part, registers);
+    if (part < op.n_parts) multiply<1>(op, resident, tile, part, registers);
+    for (int i = 0; i < op.n_instructions; ++i) {
+      const Instruction& ins = p_.instructions[op.first_instruction + i];
+      if (ins.fn == Fn::product) continue;
+      for (int e = 0; e < kElements; ++e) {
+        if (tile.has(e)) registers.at(i, e) = evaluate(ins, registers, tile.row(e), e, tile.channel(e));
+      }
+    }
+    for (int e = 0; e < kElements; ++e) {
+      if (!tile.has(e)) continue;
+      chunk_.here(op.buffer, op.channel, tile.row(e))[tile.channel(e)] =
+          registers.at(op.n_instructions - 1, e);
+    }
+  }
+
+  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Registers& registers, const Row& row, int e,
+                                  int32_t c) const {
+    switch (ins.fn) {
+      case Fn::load:
+      case Fn::splat: {
+        const float* p = chunk_.place(ins.a, ins.b, row, row.y + ins.c, row.x + ins.d);
+        return p == nullptr ? 0.0f : p[ins.fn == Fn::load ? c : 0];
+      }
+      case Fn::vector:
+        return p_.data[ins.a + c];
+      case Fn::scalar:
+        return Lanes::floats({ins.a}).v;
+      case Fn::store: {
+        const float value = registers.at(ins.a, e);
+        chunk_.here(ins.b, ins.c, row)[c] = value;
+        return value;
+      }
+      default: {
+        const Lanes a = {registers.at(ins.a, e)};
+        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{registers.at(ins.b, e)} : a);
+      }
+    }
+  }
+
+  // Some parts of an expression at once: they read the same.
+  template <int kParts, int kRows>
+  PIXELFAST_DEVICE void multiply(const FlatOp& op, const Resident& resident, const Tile<kRows>& tile,
+                                 int32_t part, const Registers& registers) const {
+    float sums[kParts][kElements];
+    for (int k = 0; k < kParts; ++k) {
+      const int32_t channel = p_.parts[op.first_part + part + k].channel;
+      for (int e = 0; e < kElements; ++e) sums[k][e] = tile.has(e) ? beginning(op, tile, channel, e) : 0.0f;
+    }
+    if (op.steps > 0 && resident.place >= 0) {
+      Near columns[kParts];
+      for (int k = 0; k < kParts; ++k) columns[k] = near_column(op, resident, part + k, tile.column);
+      add(op, tile, columns, sums);
+    } else if (op.steps > 0 && p_.halves != nullptr) {
+      Far<uint32_t> columns[kParts];
+      for (int k = 0; k < kParts; ++k) columns[k] = halves_column(op, part + k, tile.column);
+      add(op, tile, columns, sums);
+    } else if (op.steps > 0) {
+      Far<float> columns[kParts];
+      for (int k = 0; k < kParts; ++k) columns[k] = data_column(op, part + k, tile.column);
+      add(op, tile, columns, sums);
+    }
+    for (int k = 0; k < kParts; ++k) {
+      const int32_t index = p_.parts[op.first_part + part + k].instruction;
+      for (int e = 0; e < kElements; ++e) registers.at(index, e) = sums[k][e];
+    }
+  }
+
+  template <int kRows>
+  PIXELFAST_DEVICE float beginning(const FlatOp& op, const Tile<kRows>& tile, int32_t channel, int e) const {
+    const int32_t j = channel + tile.channel(e);
+    if (op.start_buffer < 0) return op.bias < 0 ? 0.0f : p_.data[op.bias + j];
+    const Row& row = tile.row(e);
+    const float* start = chunk_.place(op.start_buffer, op.start_channel, row, row.y, row.x);
+    return start == nullptr ? 0.0f : start[j];
+  }
+
+  // Where the rows of a tile read a tap.
+  template <int kRows>
+  PIXELFAST_DEVICE void find_inputs(const FlatOp& op, const Tap& tap, const Tile<kRows>& tile,
+                                    const float* (&in)[kRows]) const {
+    for (int r = 0; r < kRows; ++r) {
+      const Row& row = tile.rows[r];
+      in[r] = !tile.live[r] ? nullptr
+                            : chunk_.place(tap.buffer, tap.channel, row, row.y * op.stride_y + tap.dy,
+                                           row.x * op.stride_x + tap.dx);
+    }
+  }
+
+  template <int kParts, class Column>
+  PIXELFAST_DEVICE void add(const FlatOp& op, const Scalars& tile, const Column (&columns)[kParts],
+                            float (&sums)[kParts][kElements]) const {
+    if (p_.halves == nullptr) {
+      add_chains<false>(op, tile, columns, sums);
+    } else {
+      add_chains<true>(op, tile, columns, sums);
+    }
+  }
+
+  // Each element is one chain of multiply-adds.
+  template <bool kBf16, int kParts, class Column>
+  PIXELFAST_DEVICE void add_chains(const FlatOp& op, const Scalars& tile, const Column (&columns)[kParts],
+                                   float (&sums)[kParts][kElements]) const {
+    int32_t step = 0;
+    for (int t = 0; t < op.n_taps; ++t) {
+      const Tap& tap = p_.taps[op.first_tap + t];
+      const float* in[kElements];
+      find_inputs(op, tap, tile, in);
+      for (int i = 0; i < tap.channels; ++i) {
+        float x[kElements];
+        for (int e = 0; e < kElements; ++e) {
+          x[e] = in[e] == nullptr ? 0.0f : in[e][i];
+          if (kBf16) x[e] = from_bf16(bf16_of(x[e]));
+        }
+        for (int k = 0; k < kParts; ++k) {
+          const uint32_t word = columns[k].at(step + (kBf16 ? i / 2 : i));
+          const IntLanes bits = {wrap(!kBf16 ? word : i % 2 == 0 ? word << 16 : word & 0xFFFF0000u)};
+          for (int e = 0; e < kElements; ++e) sums[k][e] = fma_of(x[e], Lanes::floats(bits).v, sums[k][e]);
+        }
+      }
+      step += words_of(tap.channels, kBf16);
+    }
+  }
+
+  // The elements of a warp, by tensor cores: for all of them the same steps, whatever the rows beside them.
+  template <int kParts, class Column>
+  PIXELFAST_DEVICE void add(const FlatOp& op, const Matrix& tile, const Column (&columns)[kParts],
+                            float (&sums)[kParts][kElements]) const {
+    const int mine = simt::lane() % 4;
+    int32_t step = mine;
+    for (int t = 0; t < op.n_taps; ++t) {
+      const Tap& tap = p_.taps[op.first_tap + t];
+      const float* in[2];
+      find_inputs(op, tap, tile, in);
+      for (int i = 2 * mine; i < tap.channels + 2 * mine; i += kMatrixDepth, step += kMatrixDepth / 2) {
+        uint32_t a[4];
+        for (int k = 0; k < 4; ++k) a[k] = rounded_pair(in[k % 2], i + k / 2 * 8, tap.channels);
+        for (int k = 0; k < kParts; ++k) {
+          const uint32_t b[2] = {columns[k].at(step), columns[k].at(step + 4)};
+          simt::multiply_halves<simt::Half::bfloat16>(a, b, sums[k]);
+        }
+      }
+    }
+  }
+  // Numbers i and i + 1 of n, zeros beyond.
+  PIXELFAST_DEVICE static uint32_t rounded_pair(const float* in, int32_t i, int32_t n) {
+    const float low = in == nullptr || i >= n ? 0.0f : in[i];
+    const float high = in == nullptr || i + 1 >= n ? 0.0f : in[i + 1];
+    return simt::pair_of_bf16(low, high);
+  }
+
+  const Walk& w_;
+  const FlatProgram& p_;
+  const Chunk& chunk_;
+  const int block_;  // of the team
+};
+
+}  // namespace
+}  // namespace cuda
+}  // namespace pixelfast
