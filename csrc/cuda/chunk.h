@@ -3,6 +3,7 @@
 
 #include "cuda/flat.h"
 #include "cuda/simt.h"
+#include "cuda/tables.h"
 
 namespace pixelfast {
 namespace cuda {
@@ -16,7 +17,10 @@ struct Row {
 
 class Chunk {
  public:
-  PIXELFAST_DEVICE Chunk(const Walk& walk, int team) : w_(walk), p_(walk.program), team_(team) {}
+  PIXELFAST_DEVICE Chunk(const Walk& walk, int team)
+      : w_(walk), p_(walk.program), tables_(walk), team_(team) {}
+
+  PIXELFAST_DEVICE const Tables& tables() const { return tables_; }
 
   // Images from `first` on, of the run.
   PIXELFAST_DEVICE void begin(int64_t first) {
@@ -26,9 +30,11 @@ class Chunk {
   PIXELFAST_DEVICE int64_t image(const Row& r) const { return first_ + r.image; }
 
   PIXELFAST_DEVICE Row row_of(const FlatLaunch& launch, int64_t row) const {
-    const auto position = static_cast<uint32_t>(row) / static_cast<uint32_t>(images_);
-    const Position& at = p_.positions[launch.first_position + position];
-    return {at.y, at.x, row - static_cast<int64_t>(position) * images_};
+    const auto k = static_cast<int32_t>(static_cast<uint32_t>(row) / static_cast<uint32_t>(images_));
+    const Position at = launch.first_position < 0
+                            ? Position{launch.y + k * launch.dy, launch.x + k * launch.dx}
+                            : p_.positions[launch.first_position + k];
+    return {at.y, at.x, row - k * images_};
   }
 
   PIXELFAST_DEVICE const float* base(const FlatBuffer& b, int64_t image) const {
@@ -45,9 +51,9 @@ class Chunk {
   // One channel of a buffer; null outside the grid.
   PIXELFAST_DEVICE const float* place(int32_t buffer, int32_t channel, const Row& r, int32_t y,
                                       int32_t x) const {
-    const FlatBuffer& b = p_.buffers[buffer];
+    const FlatBuffer& b = tables_.buffer(buffer);
     if (y < 0 || y >= b.height || x < 0 || x >= b.width) return nullptr;
-    return base(b, r.image) + p_.places[b.rows + y] + p_.places[b.columns + x] + channel;
+    return base(b, r.image) + tables_.place(b.rows + y) + tables_.place(b.columns + x) + channel;
   }
   PIXELFAST_DEVICE float* here(int32_t buffer, int32_t channel, const Row& r) const {
     return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
@@ -61,6 +67,7 @@ class Chunk {
  private:
   const Walk& w_;
   const FlatProgram& p_;
+  const Tables tables_;
   const int team_;
   int64_t first_ = 0, images_ = 0;
 };

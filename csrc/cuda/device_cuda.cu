@@ -37,7 +37,8 @@ constexpr int kThreads = 256;
 
 constexpr int kCluster = 8;  // blocks of a cluster on every device that has them
 
-__global__ void __launch_bounds__(kThreads) walk_kernel(const Walk walk) { Walker(walk).run(); }
+// One block of a processor suffices: what counts is how long a launch takes, and blocks have weights.
+__global__ void __launch_bounds__(kThreads, 1) walk_kernel(const Walk walk) { Walker(walk).run(); }
 
 cudaLaunchAttribute in_clusters(int blocks) {
   cudaLaunchAttribute attribute{};

@@ -1,6 +1,7 @@
 #include "cuda/flat.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/bf16.h"
 #include "core/waits.h"
@@ -102,12 +103,16 @@ Flat::Flat(const Program& program, const float* data) {
     while (step < program.step_ends.size() && program.step_ends[step] <= static_cast<int32_t>(i)) ++step;
     const bool ends =
         step < program.step_ends.size() && program.step_ends[step] == static_cast<int32_t>(i) + 1;
-    const auto first = static_cast<int32_t>(positions.size());
+    const Run& only = program.runs[launch.first_run];
+    const int32_t first = launch.n_runs == 1 ? -1 : static_cast<int32_t>(positions.size());
     most_positions = std::max(most_positions, launch.positions);
-    launches.push_back({launch.op, first, static_cast<int32_t>(launch.positions), waits.any[i], ends});
+    launches.push_back({launch.op, static_cast<int32_t>(launch.positions), first, only.y, only.x, only.dy,
+                        only.dx, waits.any[i], ends});
     for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
       const Run& run = program.runs[r];
-      for (int32_t k = 0; k < run.n; ++k) positions.push_back({run.y + k * run.dy, run.x + k * run.dx});
+      for (int32_t k = 0; first >= 0 && k < run.n; ++k) {
+        positions.push_back({run.y + k * run.dy, run.x + k * run.dx});
+      }
       const OpRecord& op = program.ops[launch.op];
       if (op.op != Op::attend) {
         multiply_adds += run.n * work_of(op, 0);
@@ -116,6 +121,44 @@ Flat::Flat(const Program& program, const float* data) {
       }
     }
   }
+}
+
+namespace {
+
+// Of a table, a multiple of what any of them is aligned to.
+template <class T>
+size_t padded_nbytes(const std::vector<T>& table) {
+  return (table.size() * sizeof(T) + 7) / 8 * 8;
+}
+
+}  // namespace
+
+TablePlaces Flat::table_places() const {
+  int64_t end = 0;
+  const auto take = [&end](const auto& table) {
+    const int64_t begin = end;
+    end += static_cast<int64_t>(padded_nbytes(table));
+    return begin;
+  };
+  TablePlaces at{};
+  at.buffers = {take(buffers)}, at.ops = {take(ops)}, at.taps = {take(taps)};
+  at.instructions = {take(instructions)}, at.parts = {take(parts)}, at.places = {take(places)};
+  return at;
+}
+
+size_t Flat::tables_nbytes() const { return table_places().places.begin + padded_nbytes(places); }
+
+std::vector<uint32_t> Flat::tables(const std::vector<Resident>& residents) const {
+  std::vector<FlatOp> placed = ops;
+  for (size_t i = 0; i < ops.size(); ++i) placed[i].resident = residents[i];
+  std::vector<uint32_t> words(tables_nbytes() / sizeof(uint32_t));
+  const auto put = [&words](int64_t begin, const auto& table) {
+    if (!table.empty()) std::memcpy(&words[begin / 4], table.data(), table.size() * sizeof table[0]);
+  };
+  const TablePlaces at = table_places();
+  put(at.buffers.begin, buffers), put(at.ops.begin, placed), put(at.taps.begin, taps);
+  put(at.instructions.begin, instructions), put(at.parts.begin, parts), put(at.places.begin, places);
+  return words;
 }
 
 }  // namespace cuda

@@ -24,6 +24,12 @@ struct FlatBuffer {
   int32_t space, height, width, rows, columns;
 };
 
+// Where weights of an op are in the shared memory of each block of a team, which has `width` channels of each
+// part; place -1: they are not.
+struct Resident {
+  int32_t place, width;
+};
+
 struct FlatOp {
   int32_t op, colour, buffer, channel, channels, table;
   int32_t stride_y, stride_x, product_channels;
@@ -35,18 +41,13 @@ struct FlatOp {
   int32_t query_buffer, query_channel, key_buffer, key_channel, value_buffer, value_channel;
   int32_t attention_bias, bias_heads, first_runs, runs;  // the last two: places in `attention`
   int64_t weight;
+  Resident resident;
 };
 
 // A product of an expression: its first channel, and the instruction that yields it. Its column c are the
 // weights of channel `channel + c` of the product.
 struct Part {
   int32_t channel, instruction;
-};
-
-// Where weights of an op are in the shared memory of each block of a team, which has `width` channels of each
-// part; place -1: they are not.
-struct Resident {
-  int32_t place, width;
 };
 
 struct Position {
@@ -58,20 +59,34 @@ PIXELFAST_BOTH constexpr int32_t words_of(int32_t channels, bool bf16) {
   return bf16 ? (channels + kMatrixDepth - 1) / kMatrixDepth * (kMatrixDepth / 2) : channels;
 }
 
+// At the positions from (y, x) on by (dy, dx), or at those of a list.
 struct FlatLaunch {
-  int32_t op, first_position, positions;
+  int32_t op, positions;
+  int32_t first_position;  // of the list; -1: there is none
+  int32_t y, x, dy, dx;
   int32_t waits, ends_step;  // waits: for the other threads of the team, before it
 };
 
-// All of it as pointers, on the device.
+// Where one of the tables begins, in bytes.
+template <class T>
+struct Table {
+  int64_t begin;
+};
+struct TablePlaces {
+  Table<FlatBuffer> buffers;
+  Table<FlatOp> ops;
+  Table<Tap> taps;
+  Table<Instruction> instructions;
+  Table<Part> parts;
+  Table<int32_t> places;
+};
+
+// All of it, on the device.
 struct FlatProgram {
-  const FlatBuffer* buffers;
-  const FlatOp* ops;
-  const Tap* taps;
-  const Instruction* instructions;
-  const Part* parts;
+  const uint32_t* tables;
+  TablePlaces at;
+  int64_t table_words;
   const int32_t* attention;  // first[queries + 1] and runs, op by op
-  const int32_t* places;
   const Position* positions;
   const FlatLaunch* launches;
   const float* data;
@@ -102,12 +117,12 @@ struct Walk {
   double top_p;
   int32_t chunk, teams, team_blocks, threads;  // threads of a block
   Barrier barrier;
-  int32_t matrices;           // whether tensor cores multiply, of bf16
-  int32_t shared_words;       // of a block
-  const Resident* residents;  // of the ops
-  float* arena;               // [teams][chunk][arena_floats]
-  float* registers;           // of long expressions: [instructions][kElements][threads of the grid]
-  float* scores;              // of attention: [warps of the grid][keys]
+  int32_t matrices;      // whether tensor cores multiply, of bf16
+  int32_t shared_words;  // of a block
+  int32_t tables_near;   // whether they are among them, at their start
+  float* arena;          // [teams][chunk][arena_floats]
+  float* registers;      // of long expressions: [instructions][kElements][threads of the grid]
+  float* scores;         // of attention: [warps of the grid][keys]
   int32_t* levels;  // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
   int64_t n_scores;
   TeamState* states;         // [teams]
@@ -124,6 +139,11 @@ struct Walk {
 // sum there, and each tap has a multiple of kMatrixDepth of them, zeros at its end.
 struct Flat {
   Flat(const Program& program, const float* data);
+
+  // The tables of `TablePlaces` one after another, with what is resident of the weights.
+  std::vector<uint32_t> tables(const std::vector<Resident>& residents) const;
+  TablePlaces table_places() const;
+  size_t tables_nbytes() const;
 
   std::vector<FlatBuffer> buffers;
   std::vector<FlatOp> ops;

@@ -64,14 +64,19 @@ PIXELFAST_DEVICE inline int64_t grouped(int32_t part, int32_t c, int32_t width, 
 
 class Products {
  public:
-  PIXELFAST_DEVICE Products(const Walk& walk, const Chunk& chunk)
-      : w_(walk), p_(walk.program), chunk_(chunk), block_(simt::block() % walk.team_blocks) {}
+  PIXELFAST_DEVICE explicit Products(const Walk& walk)
+      : w_(walk),
+        p_(walk.program),
+        chunk_(walk, simt::block() / walk.team_blocks),
+        block_(simt::block() % walk.team_blocks) {}
+
+  PIXELFAST_DEVICE Chunk& chunk() { return chunk_; }
 
   // Copies weights to the block's memory, to be read after its next barrier.
   PIXELFAST_DEVICE void load() const {
     for (int i = 0; i < p_.n_ops; ++i) {
-      const FlatOp& op = p_.ops[i];
-      const Resident& resident = w_.residents[i];
+      const FlatOp& op = tables().op(i);
+      const Resident& resident = op.resident;
       if (resident.place < 0) continue;
       const int32_t first = block_ * resident.width, group = group_of(resident);
       const int32_t tall = group * op.steps, part = resident.width * op.steps;  // words of a group, of a part
@@ -87,35 +92,36 @@ class Products {
   }
 
   // Each block computes the channels whose weights it has; else the team shares all of them.
-  PIXELFAST_DEVICE void run(const FlatOp& op, const FlatLaunch& launch, Deal& of_team, Deal& of_block) const {
-    const Resident& resident = w_.residents[launch.op];
+  PIXELFAST_DEVICE void run(const FlatOp& op, const FlatLaunch& launch, Deal& deal) const {
+    const Resident& resident = op.resident;
     const bool near = resident.place >= 0;
     const int32_t begin = near ? smaller(block_ * resident.width, op.channels) : 0;
     const int32_t end = near ? smaller(begin + resident.width, op.channels) : op.channels;
-    Deal& deal = near ? of_block : of_team;
+    const Among among = near ? Among::block : Among::team;
     const int64_t rows = launch.positions * chunk_.images();
     if (w_.matrices != 0 && op.steps > 0) {
       const int32_t groups = (end - begin + kGroup - 1) / kGroup;
       const int64_t tiles = (rows + kMatrixRows - 1) / kMatrixRows;
-      deal.each<simt::kWarp>(tiles * groups, [&](int64_t k) {
+      deal.each<simt::kWarp>(among, tiles * groups, [&](int64_t k) {
         const int row = simt::lane() / 4, column = simt::lane() % 4 * 2;
         const int32_t c = begin + static_cast<int32_t>(k % groups) * kGroup;
         Matrix tile{{}, {}, c + column, end, c + row};
         fill_rows(tile, launch, k / groups * kMatrixRows + row, kMatrixRows / 2, rows);
-        run_tile(op, resident, tile);
+        run_tile(op, tile);
       });
     } else {
       const int64_t tiles = (rows + kElements - 1) / kElements;
-      deal.each<1>(tiles * (end - begin), [&](int64_t k) {
+      deal.each<1>(among, tiles * (end - begin), [&](int64_t k) {
         const int32_t c = begin + static_cast<int32_t>(k % (end - begin));
         Scalars tile{{}, {}, c, end, c};
         fill_rows(tile, launch, k / (end - begin) * kElements, 1, rows);
-        run_tile(op, resident, tile);
+        run_tile(op, tile);
       });
     }
   }
 
  private:
+  PIXELFAST_DEVICE const Tables& tables() const { return chunk_.tables(); }
   PIXELFAST_DEVICE static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
   template <int kRows>
@@ -129,7 +135,7 @@ class Products {
   }
 
   PIXELFAST_DEVICE Far<float> data_column(const FlatOp& op, int32_t part, int32_t c) const {
-    const int32_t channel = p_.parts[op.first_part + part].channel + c;
+    const int32_t channel = tables().part(op.first_part + part).channel + c;
     return {p_.data + op.weight + channel, op.product_channels};
   }
   PIXELFAST_DEVICE Far<uint32_t> halves_column(const FlatOp& op, int32_t part, int32_t c) const {
@@ -138,25 +144,25 @@ class Products {
   PIXELFAST_DEVICE int32_t group_of(const Resident& resident) const {
     return p_.halves == nullptr ? resident.width : kGroup;
   }
-  PIXELFAST_DEVICE Near near_column(const FlatOp& op, const Resident& resident, int32_t part,
-                                    int32_t c) const {
+  PIXELFAST_DEVICE Near near_column(const FlatOp& op, int32_t part, int32_t c) const {
+    const Resident& resident = op.resident;
     const int32_t group = group_of(resident), mine = c - block_ * resident.width;
     const int64_t place = grouped(part, mine, resident.width, group, op.steps);
     return {resident.place + static_cast<int32_t>(place), group};
   }
 
   template <int kRows>
-  PIXELFAST_DEVICE void run_tile(const FlatOp& op, const Resident& resident, const Tile<kRows>& tile) const {
+  PIXELFAST_DEVICE void run_tile(const FlatOp& op, const Tile<kRows>& tile) const {
     float own[kOwnRegisters * kElements];
     const int64_t threads = static_cast<int64_t>(w_.teams) * w_.team_blocks * w_.threads;
     const int64_t thread = static_cast<int64_t>(simt::block()) * w_.threads + simt::thread();
     const Registers registers =
         op.n_instructions <= kOwnRegisters ? Registers{own, 1} : Registers{w_.registers + thread, threads};
     int32_t part = 0;
-    for (; part + 1 < op.n_parts; part += 2) multiply<2>(op, resident, tile, part, registers);
-    if (part < op.n_parts) multiply<1>(op, resident, tile, part, registers);
+    for (; part + 1 < op.n_parts; part += 2) multiply<2>(op, tile, part, registers);
+    if (part < op.n_parts) multiply<1>(op, tile, part, registers);
     for (int i = 0; i < op.n_instructions; ++i) {
-      const Instruction& ins = p_.instructions[op.first_instruction + i];
+      const Instruction& ins = tables().instruction(op.first_instruction + i);
       if (ins.fn == Fn::product) continue;
       for (int e = 0; e < kElements; ++e) {
         if (tile.has(e)) registers.at(i, e) = evaluate(ins, registers, tile.row(e), e, tile.channel(e));
@@ -195,16 +201,16 @@ class Products {
 
   // Some parts of an expression at once: they read the same.
   template <int kParts, int kRows>
-  PIXELFAST_DEVICE void multiply(const FlatOp& op, const Resident& resident, const Tile<kRows>& tile,
-                                 int32_t part, const Registers& registers) const {
+  PIXELFAST_DEVICE void multiply(const FlatOp& op, const Tile<kRows>& tile, int32_t part,
+                                 const Registers& registers) const {
     float sums[kParts][kElements];
     for (int k = 0; k < kParts; ++k) {
-      const int32_t channel = p_.parts[op.first_part + part + k].channel;
+      const int32_t channel = tables().part(op.first_part + part + k).channel;
       for (int e = 0; e < kElements; ++e) sums[k][e] = tile.has(e) ? beginning(op, tile, channel, e) : 0.0f;
     }
-    if (op.steps > 0 && resident.place >= 0) {
+    if (op.steps > 0 && op.resident.place >= 0) {
       Near columns[kParts];
-      for (int k = 0; k < kParts; ++k) columns[k] = near_column(op, resident, part + k, tile.column);
+      for (int k = 0; k < kParts; ++k) columns[k] = near_column(op, part + k, tile.column);
       add(op, tile, columns, sums);
     } else if (op.steps > 0 && p_.halves != nullptr) {
       Far<uint32_t> columns[kParts];
@@ -216,7 +222,7 @@ class Products {
       add(op, tile, columns, sums);
     }
     for (int k = 0; k < kParts; ++k) {
-      const int32_t index = p_.parts[op.first_part + part + k].instruction;
+      const int32_t index = tables().part(op.first_part + part + k).instruction;
       for (int e = 0; e < kElements; ++e) registers.at(index, e) = sums[k][e];
     }
   }
@@ -258,9 +264,10 @@ class Products {
                                    float (&sums)[kParts][kElements]) const {
     int32_t step = 0;
     for (int t = 0; t < op.n_taps; ++t) {
-      const Tap& tap = p_.taps[op.first_tap + t];
+      const Tap& tap = tables().tap(op.first_tap + t);
       const float* in[kElements];
       find_inputs(op, tap, tile, in);
+      PIXELFAST_UNROLL(8)
       for (int i = 0; i < tap.channels; ++i) {
         float x[kElements];
         for (int e = 0; e < kElements; ++e) {
@@ -281,19 +288,28 @@ class Products {
   template <int kParts, class Column>
   PIXELFAST_DEVICE void add(const FlatOp& op, const Matrix& tile, const Column (&columns)[kParts],
                             float (&sums)[kParts][kElements]) const {
-    const int mine = simt::lane() % 4;
-    int32_t step = mine;
+    constexpr int kAhead = 4;  // steps whose numbers are under way at the same time
+    int32_t word = simt::lane() % 4;
     for (int t = 0; t < op.n_taps; ++t) {
-      const Tap& tap = p_.taps[op.first_tap + t];
+      const Tap& tap = tables().tap(op.first_tap + t);
       const float* in[2];
       find_inputs(op, tap, tile, in);
-      for (int i = 2 * mine; i < tap.channels + 2 * mine; i += kMatrixDepth, step += kMatrixDepth / 2) {
-        uint32_t a[4];
-        for (int k = 0; k < 4; ++k) a[k] = rounded_pair(in[k % 2], i + k / 2 * 8, tap.channels);
-        for (int k = 0; k < kParts; ++k) {
-          const uint32_t b[2] = {columns[k].at(step), columns[k].at(step + 4)};
-          simt::multiply_halves<simt::Half::bfloat16>(a, b, sums[k]);
+      for (int i = 0; i < tap.channels; i += kAhead * kMatrixDepth) {
+        const int steps = (tap.channels - i + kMatrixDepth - 1) / kMatrixDepth;
+        uint32_t a[kAhead][4], b[kAhead][kParts][2];
+        for (int u = 0; u < kAhead; ++u) {
+          const int first = i + u * kMatrixDepth + simt::lane() % 4 * 2;
+          for (int k = 0; k < 4; ++k) a[u][k] = rounded_pair(in[k % 2], first + k / 2 * 8, tap.channels);
+          for (int k = 0; k < 2 * kParts; ++k) {
+            b[u][k / 2][k % 2] = u < steps ? columns[k / 2].at(word + u * kMatrixDepth / 2 + k % 2 * 4) : 0;
+          }
         }
+        for (int u = 0; u < kAhead; ++u) {
+          for (int k = 0; u < steps && k < kParts; ++k) {
+            simt::multiply_halves<simt::Half::bfloat16>(a[u], b[u][k], sums[k]);
+          }
+        }
+        word += (steps < kAhead ? steps : kAhead) * kMatrixDepth / 2;
       }
     }
   }
@@ -306,7 +322,7 @@ class Products {
 
   const Walk& w_;
   const FlatProgram& p_;
-  const Chunk& chunk_;
+  Chunk chunk_;
   const int block_;  // of the team
 };
 

@@ -30,6 +30,8 @@ std::vector<int32_t> by_urgency(const Flat& flat) {
 Residency keep(const Flat& flat, const std::vector<int32_t>& ops, int blocks, size_t nbytes) {
   Residency kept;
   kept.residents.resize(flat.ops.size(), {-1, 0});
+  kept.tables = flat.tables_nbytes() <= nbytes;
+  if (kept.tables) kept.shared_nbytes = flat.tables_nbytes();
   const int32_t group = flat.halves.empty() ? 1 : kGroup;
   for (const int32_t i : ops) {
     const FlatOp& op = flat.ops[i];

@@ -39,7 +39,8 @@ constexpr double kFarStepCycles = 10;       // a step of the chains of a tile, i
 constexpr double kNearStepCycles = 5;       // or in the block's
 constexpr double kFarMatrixCycles = 60;     // kMatrixDepth steps by tensor cores
 constexpr double kNearMatrixCycles = 40;    // likewise
-constexpr double kLaunchCycles = 500;       // finding rows and places
+constexpr double kFarLaunchCycles = 1500;   // finding rows and places by tables in memory
+constexpr double kNearLaunchCycles = 500;   // or in the block's
 constexpr double kBlockWaitCycles = 100;    // for the threads of a block
 constexpr double kClusterWaitCycles = 500;  // for the blocks of a cluster
 constexpr double kTeamWaitCycles = 3000;    // for other blocks, through memory
@@ -75,13 +76,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       flat_(program_, bf16 ? data : nullptr),
       device_(device_info(checked_device(device))),
       urgent_(by_urgency(flat_)),
-      buffers_(sent(device, flat_.buffers)),
-      ops_(sent(device, flat_.ops)),
-      taps_(sent(device, flat_.taps)),
-      instructions_(sent(device, flat_.instructions)),
-      parts_(sent(device, flat_.parts)),
       attention_(sent(device, flat_.attention)),
-      places_(sent(device, flat_.places)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
       data_(sent(device, data, static_cast<size_t>(n_data))),
@@ -110,7 +105,7 @@ size_t Engine::nbytes_of(const Crew& crew) const {
   const size_t registers = static_cast<size_t>(flat_.most_instructions) * kElements * threads;
   const size_t tables = threads / 32 * (flat_.most_keys + 3 * static_cast<size_t>(program_.levels));
   return (arenas + registers + tables) * sizeof(float) + crew.teams * sizeof(TeamState) +
-         flat_.ops.size() * sizeof(Resident);
+         flat_.tables_nbytes();
 }
 
 Engine::Crew Engine::fitting(Crew crew, size_t room) const {
@@ -157,7 +152,7 @@ double Engine::cost(const Crew& crew, int64_t n) const {
     work +=
         static_cast<double>(units) * sum * std::max(op.n_parts, 1) / (threads * (is_near ? 1 : crew.blocks));
     deepest = std::max(deepest, sum);
-    total += kLaunchCycles;
+    total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
   }
   finish();
   const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;
@@ -200,13 +195,10 @@ std::vector<Estimate> Engine::estimates(const DeviceRequest& r) const {
 Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
   const Program& p = program_;
   Walk walk{};
-  walk.program = {as<FlatBuffer>(buffers_),
-                  as<FlatOp>(ops_),
-                  as<Tap>(taps_),
-                  as<Instruction>(instructions_),
-                  as<Part>(parts_),
+  walk.program = {nullptr,
+                  flat_.table_places(),
+                  static_cast<int64_t>(flat_.tables_nbytes() / sizeof(uint32_t)),
                   as<int32_t>(attention_),
-                  as<int32_t>(places_),
                   as<Position>(positions_),
                   as<FlatLaunch>(launches_),
                   as<float>(data_),
@@ -227,6 +219,7 @@ Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
   walk.threads = device_.threads, walk.barrier = barrier_of(crew.blocks);
   walk.matrices = matrices();
   walk.shared_words = static_cast<int32_t>(crew.kept.shared_nbytes / sizeof(uint32_t));
+  walk.tables_near = crew.kept.tables;
   walk.n_scores = flat_.most_keys;
   return walk;
 }
@@ -284,8 +277,8 @@ void Engine::run_part(const DeviceRequest& r, const Crew& crew, int64_t first,
   states.clear();
   unsigned long long flaw = kNoFlaw;
   Memory flaws = sent(device, &flaw, 1);
-  const Memory residents = sent(device, crew.kept.residents);
-  walk.residents = as<Resident>(residents);
+  const Memory tables = sent(device, flat_.tables(crew.kept.residents));
+  walk.program.tables = as<uint32_t>(tables);
   walk.arena = static_cast<float*>(arena.get()), walk.registers = static_cast<float*>(registers.get());
   walk.scores = static_cast<float*>(scores.get());
   walk.levels = static_cast<int32_t*>(levels.get());

@@ -72,8 +72,7 @@ class Engine {
   DeviceInfo device_;
   std::vector<int32_t> urgent_;  // ops by how near their weights should be
   int64_t weights_nbytes_ = 0;
-  Memory buffers_, ops_, taps_, instructions_, parts_, attention_, places_, positions_, launches_, data_,
-      halves_;
+  Memory attention_, positions_, launches_, data_, halves_;
 };
 
 }  // namespace cuda

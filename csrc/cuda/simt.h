@@ -16,6 +16,8 @@ enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a 
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
+#define PIXELFAST_PRAGMA(text) _Pragma(#text)
+#define PIXELFAST_UNROLL(n) PIXELFAST_PRAGMA(unroll n)  // so that as many loads are under way at once
 
 namespace pixelfast {
 namespace simt {
@@ -186,5 +188,6 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
 #include "cuda/emulator.h"
 
 #define PIXELFAST_DEVICE
+#define PIXELFAST_UNROLL(n)
 
 #endif

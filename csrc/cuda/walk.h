@@ -9,6 +9,7 @@
 #include "cuda/levels.h"
 #include "cuda/products.h"
 #include "cuda/simt.h"
+#include "cuda/tables.h"
 
 namespace pixelfast {
 namespace cuda {
@@ -20,36 +21,45 @@ class Walker {
       : w_(walk),
         p_(walk.program),
         team_(simt::block() / walk.team_blocks),
-        rank_(simt::block() % walk.team_blocks * walk.threads + simt::thread()),
-        chunk_(walk, team_),
-        products_(walk, chunk_),
-        of_team_(rank_, walk.team_blocks * walk.threads),
-        of_block_(simt::thread(), walk.threads) {}
+        block_(simt::block() % walk.team_blocks),
+        products_(walk),
+        deal_(block_, walk.team_blocks) {}
 
   PIXELFAST_DEVICE void run() {
+    tables().load();
+    if (w_.shared_words > 0) simt::sync_block();
     products_.load();
     for (int64_t first = static_cast<int64_t>(team_) * w_.chunk; first < w_.n;
          first += static_cast<int64_t>(w_.teams) * w_.chunk) {
-      chunk_.begin(first);
+      chunk().begin(first);
       if (barrier()) return;
+      FlatLaunch next = launch_at(0);  // read while others are run, since it is far
       for (int i = 0; i < p_.n_launches; ++i) {
-        const FlatLaunch launch = p_.launches[i];
+        const FlatLaunch launch = next;
+        next = launch_at(i + 1);
         if (launch.waits && barrier()) return;
         run_launch(launch);
-        steps_ += launch.ends_step, rows_ += launch.positions * chunk_.images();
+        steps_ += launch.ends_step, rows_ += launch.positions * chunk().images();
       }
     }
-    if (rank_ == 0) simt::fetch_add(w_.done, steps_);
+    if (is_first()) simt::fetch_add(w_.done, steps_);
   }
 
  private:
+  PIXELFAST_DEVICE Chunk& chunk() { return products_.chunk(); }
+  PIXELFAST_DEVICE const Tables& tables() { return chunk().tables(); }
+  PIXELFAST_DEVICE bool is_first() const { return block_ == 0 && simt::thread() == 0; }  // of the team
+  PIXELFAST_DEVICE FlatLaunch launch_at(int i) const {
+    return i < p_.n_launches ? p_.launches[i] : FlatLaunch{};
+  }
+
   // Waits for all threads of the team. Whether all stop: now and then, at the same barriers for all, the
   // first thread asks the host, whose memory is far.
   PIXELFAST_DEVICE bool barrier() {
     TeamState& state = w_.states[team_];
     const bool polls = steps_ >= kPollSteps || rows_ >= kPollRows;
     if (polls) {
-      if (rank_ == 0) {
+      if (is_first()) {
         state.stop[n_polls_ % 2] = simt::load_acquire(w_.stop);
         simt::fetch_add(w_.done, steps_);
       }
@@ -65,7 +75,7 @@ class Walker {
       default:
         wait_in_memory(state);
     }
-    of_team_.restart(), of_block_.restart();
+    deal_.restart();
     return polls && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
   }
 
@@ -88,26 +98,26 @@ class Walker {
   }
 
   PIXELFAST_DEVICE void run_launch(const FlatLaunch& launch) {
-    const FlatOp& op = p_.ops[launch.op];
-    const int64_t rows = launch.positions * chunk_.images();
-    const auto row = [&](int64_t k) { return chunk_.row_of(launch, k); };
+    const FlatOp& op = tables().op(launch.op);
+    const int64_t rows = launch.positions * chunk().images();
+    const auto row = [&](int64_t k) { return chunk().row_of(launch, k); };
     switch (static_cast<Op>(op.op)) {
       case Op::input:
-        of_team_.each<1>(rows * op.channels, [&](int64_t k) {
+        deal_.each<1>(Among::team, rows * op.channels, [&](int64_t k) {
           run_input(op, row(k / op.channels), static_cast<int32_t>(k % op.channels));
         });
         break;
       case Op::conv:
       case Op::map:
-        products_.run(op, launch, of_team_, of_block_);
+        products_.run(op, launch, deal_);
         break;
       case Op::attend:
-        of_team_.each<simt::kWarp>(rows * op.heads, [&](int64_t k) {
+        deal_.each<simt::kWarp>(Among::team, rows * op.heads, [&](int64_t k) {
           run_attention(op, row(k / op.heads), static_cast<int32_t>(k % op.heads));
         });
         break;
       default:
-        of_team_.each<simt::kWarp>(rows, [&](int64_t k) { run_head(op, row(k)); });
+        deal_.each<simt::kWarp>(Among::team, rows, [&](int64_t k) { run_head(op, row(k)); });
     }
   }
 
@@ -116,9 +126,10 @@ class Walker {
   }
 
   PIXELFAST_DEVICE void run_input(const FlatOp& op, const Row& r, int32_t c) {
-    const int32_t found = w_.images[chunk_.pixel(r, op.colour)];  // the caller's, where nothing was drawn yet
+    const int32_t found =
+        w_.images[chunk().pixel(r, op.colour)];  // the caller's, where nothing was drawn yet
     const int32_t level = found >= 0 && found < p_.levels ? found : 0;
-    chunk_.here(op.buffer, op.channel, r)[c] =
+    chunk().here(op.buffer, op.channel, r)[c] =
         p_.data[op.table + static_cast<int64_t>(level) * op.channels + c];
   }
 
@@ -133,20 +144,20 @@ class Walker {
 
   // A warp for each head of a position.
   PIXELFAST_DEVICE void run_attention(const FlatOp& op, const Row& r, int32_t head) {
-    const FlatBuffer& keys = p_.buffers[op.key_buffer];
-    const FlatBuffer& values = p_.buffers[op.value_buffer];
+    const FlatBuffer& keys = tables().buffer(op.key_buffer);
+    const FlatBuffer& values = tables().buffer(op.value_buffer);
     const int lane = simt::lane();
-    const float* query = chunk_.here(op.query_buffer, op.query_channel, r) + head * op.key_channels;
-    const float* key = chunk_.base(keys, r.image) + keys.offset + op.key_channel + head * op.key_channels;
+    const float* query = chunk().here(op.query_buffer, op.query_channel, r) + head * op.key_channels;
+    const float* key = chunk().base(keys, r.image) + keys.offset + op.key_channel + head * op.key_channels;
     const float* value =
-        chunk_.base(values, r.image) + values.offset + op.value_channel + head * op.value_channels;
+        chunk().base(values, r.image) + values.offset + op.value_channel + head * op.value_channels;
     const int32_t* runs = p_.attention + op.runs + 2 * p_.attention[op.first_runs + r.x];
     const int32_t n_runs = p_.attention[op.first_runs + r.x + 1] - p_.attention[op.first_runs + r.x];
     const int warp = warp_of_grid();
     float* scores = w_.scores + static_cast<int64_t>(warp) * w_.n_scores;
     const float* bias = nullptr;
     if (op.bias_heads > 0) {
-      const int64_t width = p_.buffers[op.query_buffer].width;
+      const int64_t width = tables().buffer(op.query_buffer).width;
       const int64_t table = op.bias_heads > 1 ? head * width : 0;
       bias = p_.data + op.attention_bias + (table + r.x) * keys.width;
     }
@@ -172,7 +183,7 @@ class Walker {
     }
     const float total = sum_of_sixteen(part);
     simt::sync_warp();
-    float* out = chunk_.here(op.buffer, op.channel, r) + head * op.value_channels;
+    float* out = chunk().here(op.buffer, op.channel, r) + head * op.value_channels;
     for (int32_t j = lane; j < op.value_channels; j += simt::kWarp) {
       float acc = 0.0f;
       int k = 0;
@@ -205,10 +216,10 @@ class Walker {
   // matter.
   PIXELFAST_DEVICE void run_head(const FlatOp& op, const Row& r) {
     const Levels levels(w_);
-    const float* row = chunk_.here(op.buffer, op.channel, r);
+    const float* row = chunk().here(op.buffer, op.channel, r);
     const bool bernoulli = static_cast<Op>(op.op) == Op::bernoulli;
     const auto logit = [&](int k) { return bernoulli ? (k == 0 ? 0.0f : *row) : row[k]; };
-    const int64_t sub_pixel = chunk_.pixel(r, op.colour);
+    const int64_t sub_pixel = chunk().pixel(r, op.colour);
     float largest = 0.0f;
     if (!levels.find_largest(logit, sub_pixel, &largest)) return;
     const int warp = warp_of_grid();
@@ -217,7 +228,7 @@ class Walker {
     if (w_.top_k > 0 || w_.top_p < 1.0) levels.filter(logit, table);
     levels.fill_frequencies(argmax, table);
     const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
-    const uint64_t image = w_.first_index + static_cast<uint64_t>(chunk_.image(r));
+    const uint64_t image = w_.first_index + static_cast<uint64_t>(chunk().image(r));
     const uint64_t place = static_cast<uint64_t>(r.y) * p_.width + r.x;
     const int32_t found = given ? w_.images[sub_pixel] : 0;  // the caller's memory: anything may be there
     const int level = !given ? levels.draw(table, image, place * p_.colours + op.colour)
@@ -233,10 +244,9 @@ class Walker {
 
   const Walk& w_;
   const FlatProgram& p_;
-  const int team_, rank_;  // rank: of a thread in its team
-  Chunk chunk_;
-  const Products products_;
-  Deal of_team_, of_block_;
+  const int team_, block_;  // block: of the team
+  Products products_;
+  Deal deal_;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
   int64_t rows_ = 0;             // and rows
 };
