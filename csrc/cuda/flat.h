@@ -24,10 +24,10 @@ struct FlatBuffer {
   int32_t space, height, width, rows, columns;
 };
 
-// Where weights of an op are in the shared memory of each block of a team, which has `width` channels of each
-// part; place -1: they are not.
+// Where weights of an op are in the shared memory of the blocks of a team: `width` channels of each part in
+// each block, from `block` on, and on from the first block after the last. Place -1: they are not.
 struct Resident {
-  int32_t place, width;
+  int32_t place, width, block;
 };
 
 struct FlatOp {

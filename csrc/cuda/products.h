@@ -78,7 +78,7 @@ class Products {
       const FlatOp& op = tables().op(i);
       const Resident& resident = op.resident;
       if (resident.place < 0) continue;
-      const int32_t first = block_ * resident.width, group = group_of(resident);
+      const int32_t first = first_resident(resident), group = group_of(resident);
       const int32_t tall = group * op.steps, part = resident.width * op.steps;  // words of a group, of a part
       for (int32_t k = simt::thread(); k < part * op.n_parts; k += simt::threads()) {
         const int32_t c = first + k % part / tall * group + k % group;
@@ -95,7 +95,7 @@ class Products {
   PIXELFAST_DEVICE void run(const FlatOp& op, const FlatLaunch& launch, Deal& deal) const {
     const Resident& resident = op.resident;
     const bool near = resident.place >= 0;
-    const int32_t begin = near ? smaller(block_ * resident.width, op.channels) : 0;
+    const int32_t begin = near ? smaller(first_resident(resident), op.channels) : 0;
     const int32_t end = near ? smaller(begin + resident.width, op.channels) : op.channels;
     const Among among = near ? Among::block : Among::team;
     const int64_t rows = launch.positions * chunk_.images();
@@ -122,6 +122,11 @@ class Products {
 
  private:
   PIXELFAST_DEVICE const Tables& tables() const { return chunk_.tables(); }
+  // The first channel of which this block has weights, where it has any.
+  PIXELFAST_DEVICE int32_t first_resident(const Resident& resident) const {
+    const int32_t after = block_ - resident.block;
+    return (after < 0 ? after + w_.team_blocks : after) * resident.width;
+  }
   PIXELFAST_DEVICE static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
   template <int kRows>
@@ -146,7 +151,7 @@ class Products {
   }
   PIXELFAST_DEVICE Near near_column(const FlatOp& op, int32_t part, int32_t c) const {
     const Resident& resident = op.resident;
-    const int32_t group = group_of(resident), mine = c - block_ * resident.width;
+    const int32_t group = group_of(resident), mine = c - first_resident(resident);
     const int64_t place = grouped(part, mine, resident.width, group, op.steps);
     return {resident.place + static_cast<int32_t>(place), group};
   }

@@ -29,20 +29,26 @@ std::vector<int32_t> by_urgency(const Flat& flat) {
 
 Residency keep(const Flat& flat, const std::vector<int32_t>& ops, int blocks, size_t nbytes) {
   Residency kept;
-  kept.residents.resize(flat.ops.size(), {-1, 0});
+  kept.residents.resize(flat.ops.size(), {-1, 0, 0});
   kept.tables = flat.tables_nbytes() <= nbytes;
-  if (kept.tables) kept.shared_nbytes = flat.tables_nbytes();
+  const size_t tables = kept.tables ? flat.tables_nbytes() : 0;
+  std::vector<size_t> used(blocks, tables);
   const int32_t group = flat.halves.empty() ? 1 : kGroup;
+  int next = 0;
   for (const int32_t i : ops) {
     const FlatOp& op = flat.ops[i];
-    const int64_t groups = (op.columns / group + blocks - 1) / blocks;  // of a block
-    const int64_t size = groups * group * op.steps * op.n_parts * static_cast<int64_t>(sizeof(uint32_t));
-    if (size > static_cast<int64_t>(nbytes - kept.shared_nbytes)) continue;
-    kept.residents[i] = {static_cast<int32_t>(kept.shared_nbytes / sizeof(uint32_t)),
-                         static_cast<int32_t>(groups * group)};
-    kept.shared_nbytes += static_cast<size_t>(size);
+    const int32_t width = (op.columns / group + blocks - 1) / blocks * group;
+    const int slices = (op.columns + width - 1) / width;
+    size_t place = 0;
+    for (int s = 0; s < slices; ++s) place = std::max(place, used[(next + s) % blocks]);
+    const size_t end = place + static_cast<size_t>(width) * op.steps * op.n_parts * sizeof(uint32_t);
+    if (end > nbytes) continue;
+    kept.residents[i] = {static_cast<int32_t>(place / sizeof(uint32_t)), width, next};
+    for (int s = 0; s < slices; ++s) used[(next + s) % blocks] = end;
     kept.weights_nbytes += weights_nbytes(op);
+    next = (next + slices) % blocks;
   }
+  kept.shared_nbytes = *std::max_element(used.begin(), used.end());
   return kept;
 }
 

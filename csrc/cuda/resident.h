@@ -22,7 +22,7 @@ struct Residency {
 std::vector<int32_t> by_urgency(const Flat& flat);
 
 // The tables, and then of these ops as many as fit, in that order, into `nbytes` of each of `blocks` blocks.
-// Each block has as many consecutive channels.
+// Each block has as many consecutive channels of an op, and blocks take turns from op to op.
 Residency keep(const Flat& flat, const std::vector<int32_t>& ops, int blocks, size_t nbytes);
 
 // Of the weights of an op, as they lie in memory.
