@@ -38,25 +38,25 @@ class Chunk {
   }
 
   PIXELFAST_DEVICE const float* base(const FlatBuffer& b, int64_t image) const {
-    switch (static_cast<Space>(b.space)) {
-      case Space::arena:
-        return w_.arena + (static_cast<int64_t>(team_) * w_.chunk + image) * p_.arena_floats;
-      case Space::data:
-        return p_.data;
-      default:
-        return w_.conditions + (first_ + image) * p_.condition_floats;
-    }
+    const auto space = static_cast<Space>(b.space);
+    return space == Space::arena
+               ? w_.arena + (static_cast<int64_t>(team_) * w_.chunk + image) * p_.arena_floats
+           : space == Space::data ? p_.data
+                                  : w_.conditions + (first_ + image) * p_.condition_floats;
   }
 
-  // One channel of a buffer; null outside the grid.
-  PIXELFAST_DEVICE const float* place(int32_t buffer, int32_t channel, const Row& r, int32_t y,
+  // One channel of a buffer; null outside the grid. Without branches, so that lookups of several rows do not
+  // wait for each other.
+  PIXELFAST_DEVICE const float* place(const FlatBuffer& b, int32_t channel, const Row& r, int32_t y,
                                       int32_t x) const {
-    const FlatBuffer& b = tables_.buffer(buffer);
-    if (y < 0 || y >= b.height || x < 0 || x >= b.width) return nullptr;
-    return base(b, r.image) + tables_.place(b.rows + y) + tables_.place(b.columns + x) + channel;
+    const bool inside = (y >= 0) & (y < b.height) & (x >= 0) & (x < b.width);
+    const int32_t row = tables_.place(b.rows + (inside ? y : 0));
+    const int32_t column = tables_.place(b.columns + (inside ? x : 0));
+    const float* const found = base(b, r.image) + row + column + channel;
+    return inside ? found : nullptr;
   }
   PIXELFAST_DEVICE float* here(int32_t buffer, int32_t channel, const Row& r) const {
-    return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
+    return const_cast<float*>(place(tables_.buffer(buffer), channel, r, r.y, r.x));
   }
 
   // Of the images of the run.

@@ -121,8 +121,9 @@ struct Walk {
   int32_t shared_words;  // of a block
   int32_t tables_near;   // whether they are among them, at their start
   float* arena;          // [teams][chunk][arena_floats]
-  float* registers;      // of long expressions: [instructions][kElements][threads of the grid]
-  float* scores;         // of attention: [warps of the grid][keys]
+  float* registers;      // of long expressions: [threads of the grid][most_instructions][kElements]
+  int32_t most_instructions;
+  float* scores;    // of attention: [warps of the grid][keys]
   int32_t* levels;  // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
   int64_t n_scores;
   TeamState* states;         // [teams]

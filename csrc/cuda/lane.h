@@ -3,6 +3,7 @@
 
 #include "core/math.h"
 #include "core/program.h"
+#include "cuda/flat.h"
 #include "cuda/simt.h"
 
 namespace pixelfast {
@@ -13,42 +14,46 @@ namespace {
 
 PIXELFAST_DEVICE inline float fma_of(float a, float b, float c) { return Lanes::fma({a}, {b}, {c}).v; }
 
-PIXELFAST_DEVICE inline float apply(Fn fn, Lanes a, Lanes b) {
+// out[e] = fn(a[e], b[e]) for the elements of a tile, all of them at once.
+PIXELFAST_DEVICE inline void apply(Fn fn, const float* a, const float* b, float* out) {
+  const auto each = [&](auto function) {
+    for (int e = 0; e < kElements; ++e) out[e] = function(Lanes{a[e]}, Lanes{b[e]}).v;
+  };
   switch (fn) {
     case Fn::add:
-      return (a + b).v;
+      return each([](Lanes x, Lanes y) { return x + y; });
     case Fn::sub:
-      return (a - b).v;
+      return each([](Lanes x, Lanes y) { return x - y; });
     case Fn::mul:
-      return (a * b).v;
+      return each([](Lanes x, Lanes y) { return x * y; });
     case Fn::div:
-      return (a / b).v;
+      return each([](Lanes x, Lanes y) { return x / y; });
     case Fn::gate:
-      return vgate(a, b).v;
+      return each([](Lanes x, Lanes y) { return vgate(x, y); });
     case Fn::min:
-      return Lanes::min(a, b).v;
+      return each([](Lanes x, Lanes y) { return Lanes::min(x, y); });
     case Fn::max:
-      return Lanes::max(a, b).v;
+      return each([](Lanes x, Lanes y) { return Lanes::max(x, y); });
     case Fn::neg:
-      return vneg(a).v;
+      return each([](Lanes x, Lanes) { return vneg(x); });
     case Fn::abs:
-      return vabs(a).v;
+      return each([](Lanes x, Lanes) { return vabs(x); });
     case Fn::sqrt:
-      return Lanes::sqrt(a).v;
+      return each([](Lanes x, Lanes) { return Lanes::sqrt(x); });
     case Fn::exp:
-      return vexp(a).v;
+      return each([](Lanes x, Lanes) { return vexp(x); });
     case Fn::log:
-      return vlog(a).v;
+      return each([](Lanes x, Lanes) { return vlog(x); });
     case Fn::tanh:
-      return vtanh(a).v;
+      return each([](Lanes x, Lanes) { return vtanh(x); });
     case Fn::sigmoid:
-      return vsigmoid(a).v;
+      return each([](Lanes x, Lanes) { return vsigmoid(x); });
     case Fn::relu:
-      return vrelu(a).v;
+      return each([](Lanes x, Lanes) { return vrelu(x); });
     case Fn::elu:
-      return velu(a).v;
+      return each([](Lanes x, Lanes) { return velu(x); });
     default:
-      return a.v;
+      return each([](Lanes x, Lanes) { return x; });
   }
 }
 

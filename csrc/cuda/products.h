@@ -21,21 +21,12 @@ struct Tile {
   int32_t first, end;  // channels: its first, and the end of those that there are
   int32_t column;      // whose weights this thread reads
 
-  PIXELFAST_DEVICE const Row& row(int e) const { return rows[e / kColumns]; }
+  PIXELFAST_DEVICE int row(int e) const { return e / kColumns; }
   PIXELFAST_DEVICE int32_t channel(int e) const { return first + e % kColumns; }
-  PIXELFAST_DEVICE bool has(int e) const { return live[e / kColumns] && channel(e) < end; }
+  PIXELFAST_DEVICE bool has(int e) const { return live[row(e)] && channel(e) < end; }
 };
 using Scalars = Tile<kElements>;  // one channel
 using Matrix = Tile<2>;           // as a lane holds them of a product by tensor cores (simt.h)
-
-// What the instructions of an expression yield, for each element of a tile.
-struct Registers {
-  float* start;
-  int64_t stride;
-  PIXELFAST_DEVICE float& at(int32_t index, int e) const {
-    return start[(static_cast<int64_t>(index) * kElements + e) * stride];
-  }
-};
 
 PIXELFAST_DEVICE inline uint32_t word_of(float x) { return float_bits(x); }
 PIXELFAST_DEVICE inline uint32_t word_of(uint32_t x) { return x; }
@@ -156,63 +147,85 @@ class Products {
     return {resident.place + static_cast<int32_t>(place), group};
   }
 
+  // What the instructions yield, kElements each, lies in `registers`.
   template <int kRows>
   PIXELFAST_DEVICE void run_tile(const FlatOp& op, const Tile<kRows>& tile) const {
     float own[kOwnRegisters * kElements];
-    const int64_t threads = static_cast<int64_t>(w_.teams) * w_.team_blocks * w_.threads;
     const int64_t thread = static_cast<int64_t>(simt::block()) * w_.threads + simt::thread();
-    const Registers registers =
-        op.n_instructions <= kOwnRegisters ? Registers{own, 1} : Registers{w_.registers + thread, threads};
+    float* const registers =
+        op.n_instructions <= kOwnRegisters ? own : w_.registers + thread * w_.most_instructions * kElements;
     int32_t part = 0;
     for (; part + 1 < op.n_parts; part += 2) multiply<2>(op, tile, part, registers);
     if (part < op.n_parts) multiply<1>(op, tile, part, registers);
     for (int i = 0; i < op.n_instructions; ++i) {
-      const Instruction& ins = tables().instruction(op.first_instruction + i);
-      if (ins.fn == Fn::product) continue;
-      for (int e = 0; e < kElements; ++e) {
-        if (tile.has(e)) registers.at(i, e) = evaluate(ins, registers, tile.row(e), e, tile.channel(e));
-      }
+      const Instruction ins = tables().instruction(op.first_instruction + i);
+      if (ins.fn != Fn::product) evaluate(ins, tile, registers, registers + i * kElements);
     }
-    for (int e = 0; e < kElements; ++e) {
-      if (!tile.has(e)) continue;
-      chunk_.here(op.buffer, op.channel, tile.row(e))[tile.channel(e)] =
-          registers.at(op.n_instructions - 1, e);
+    write(op.buffer, op.channel, tile, registers + (op.n_instructions - 1) * kElements);
+  }
+
+  // Where the rows of a tile read a channel; null outside the grid.
+  template <int kRows>
+  PIXELFAST_DEVICE void find(const Tile<kRows>& tile, int32_t buffer, int32_t channel, int32_t stride_y,
+                             int32_t stride_x, int32_t dy, int32_t dx, const float* (&found)[kRows]) const {
+    const FlatBuffer b = tables().buffer(buffer);
+    for (int r = 0; r < kRows; ++r) {
+      const Row& row = tile.rows[r];
+      const float* p = chunk_.place(b, channel, row, row.y * stride_y + dy, row.x * stride_x + dx);
+      found[r] = tile.live[r] ? p : nullptr;
     }
   }
 
-  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Registers& registers, const Row& row, int e,
-                                  int32_t c) const {
+  template <int kRows>
+  PIXELFAST_DEVICE void write(int32_t buffer, int32_t channel, const Tile<kRows>& tile,
+                              const float* value) const {
+    const float* at[kRows];
+    find(tile, buffer, channel, 1, 1, 0, 0, at);
+    for (int e = 0; e < kElements; ++e) {
+      if (tile.has(e)) const_cast<float*>(at[tile.row(e)])[tile.channel(e)] = value[e];
+    }
+  }
+
+  template <int kRows>
+  PIXELFAST_DEVICE void evaluate(const Instruction& ins, const Tile<kRows>& tile, const float* registers,
+                                 float* out) const {
+    float value[kElements];
+    const float* const a = registers + static_cast<int64_t>(ins.a) * kElements;  // of some
     switch (ins.fn) {
       case Fn::load:
       case Fn::splat: {
-        const float* p = chunk_.place(ins.a, ins.b, row, row.y + ins.c, row.x + ins.d);
-        return p == nullptr ? 0.0f : p[ins.fn == Fn::load ? c : 0];
+        const float* at[kRows];
+        find(tile, ins.a, ins.b, 1, 1, ins.c, ins.d, at);
+        for (int e = 0; e < kElements; ++e) {
+          const float* const p = tile.has(e) ? at[tile.row(e)] : nullptr;
+          value[e] = p == nullptr ? 0.0f : p[ins.fn == Fn::load ? tile.channel(e) : 0];
+        }
+        break;
       }
       case Fn::vector:
-        return p_.data[ins.a + c];
+        for (int e = 0; e < kElements; ++e) value[e] = tile.has(e) ? p_.data[ins.a + tile.channel(e)] : 0.0f;
+        break;
       case Fn::scalar:
-        return Lanes::floats({ins.a}).v;
-      case Fn::store: {
-        const float value = registers.at(ins.a, e);
-        chunk_.here(ins.b, ins.c, row)[c] = value;
-        return value;
-      }
-      default: {
-        const Lanes a = {registers.at(ins.a, e)};
-        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{registers.at(ins.b, e)} : a);
-      }
+        for (int e = 0; e < kElements; ++e) value[e] = Lanes::floats({ins.a}).v;
+        break;
+      case Fn::store:
+        for (int e = 0; e < kElements; ++e) value[e] = a[e];
+        write(ins.b, ins.c, tile, value);
+        break;
+      default:
+        apply(ins.fn, a, ins.fn <= Fn::max ? registers + ins.b * kElements : a, value);
     }
+    for (int e = 0; e < kElements; ++e) out[e] = value[e];
   }
 
   // Some parts of an expression at once: they read the same.
   template <int kParts, int kRows>
   PIXELFAST_DEVICE void multiply(const FlatOp& op, const Tile<kRows>& tile, int32_t part,
-                                 const Registers& registers) const {
+                                 float* registers) const {
+    Part parts[kParts];
+    for (int k = 0; k < kParts; ++k) parts[k] = tables().part(op.first_part + part + k);
     float sums[kParts][kElements];
-    for (int k = 0; k < kParts; ++k) {
-      const int32_t channel = tables().part(op.first_part + part + k).channel;
-      for (int e = 0; e < kElements; ++e) sums[k][e] = tile.has(e) ? beginning(op, tile, channel, e) : 0.0f;
-    }
+    begin(op, tile, parts, sums);
     if (op.steps > 0 && op.resident.place >= 0) {
       Near columns[kParts];
       for (int k = 0; k < kParts; ++k) columns[k] = near_column(op, part + k, tile.column);
@@ -227,29 +240,25 @@ class Products {
       add(op, tile, columns, sums);
     }
     for (int k = 0; k < kParts; ++k) {
-      const int32_t index = tables().part(op.first_part + part + k).instruction;
-      for (int e = 0; e < kElements; ++e) registers.at(index, e) = sums[k][e];
+      for (int e = 0; e < kElements; ++e) registers[parts[k].instruction * kElements + e] = sums[k][e];
     }
   }
 
-  template <int kRows>
-  PIXELFAST_DEVICE float beginning(const FlatOp& op, const Tile<kRows>& tile, int32_t channel, int e) const {
-    const int32_t j = channel + tile.channel(e);
-    if (op.start_buffer < 0) return op.bias < 0 ? 0.0f : p_.data[op.bias + j];
-    const Row& row = tile.row(e);
-    const float* start = chunk_.place(op.start_buffer, op.start_channel, row, row.y, row.x);
-    return start == nullptr ? 0.0f : start[j];
-  }
-
-  // Where the rows of a tile read a tap.
-  template <int kRows>
-  PIXELFAST_DEVICE void find_inputs(const FlatOp& op, const Tap& tap, const Tile<kRows>& tile,
-                                    const float* (&in)[kRows]) const {
-    for (int r = 0; r < kRows; ++r) {
-      const Row& row = tile.rows[r];
-      in[r] = !tile.live[r] ? nullptr
-                            : chunk_.place(tap.buffer, tap.channel, row, row.y * op.stride_y + tap.dy,
-                                           row.x * op.stride_x + tap.dx);
+  // With the bias, or with what was summed before.
+  template <int kParts, int kRows>
+  PIXELFAST_DEVICE void begin(const FlatOp& op, const Tile<kRows>& tile, const Part (&parts)[kParts],
+                              float (&sums)[kParts][kElements]) const {
+    const float* start[kRows];
+    if (op.start_buffer >= 0) {
+      find(tile, op.start_buffer, op.start_channel, 1, 1, 0, 0, start);
+    } else {
+      for (int r = 0; r < kRows; ++r) start[r] = op.bias < 0 ? nullptr : p_.data + op.bias;
+    }
+    for (int k = 0; k < kParts; ++k) {
+      for (int e = 0; e < kElements; ++e) {
+        const float* const p = tile.has(e) ? start[tile.row(e)] : nullptr;
+        sums[k][e] = p == nullptr ? 0.0f : p[parts[k].channel + tile.channel(e)];
+      }
     }
   }
 
@@ -269,9 +278,9 @@ class Products {
                                    float (&sums)[kParts][kElements]) const {
     int32_t step = 0;
     for (int t = 0; t < op.n_taps; ++t) {
-      const Tap& tap = tables().tap(op.first_tap + t);
+      const Tap tap = tables().tap(op.first_tap + t);
       const float* in[kElements];
-      find_inputs(op, tap, tile, in);
+      find(tile, tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, in);
       PIXELFAST_UNROLL(8)
       for (int i = 0; i < tap.channels; ++i) {
         float x[kElements];
@@ -296,9 +305,9 @@ class Products {
     constexpr int kAhead = 4;  // steps whose numbers are under way at the same time
     int32_t word = simt::lane() % 4;
     for (int t = 0; t < op.n_taps; ++t) {
-      const Tap& tap = tables().tap(op.first_tap + t);
+      const Tap tap = tables().tap(op.first_tap + t);
       const float* in[2];
-      find_inputs(op, tap, tile, in);
+      find(tile, tap.buffer, tap.channel, op.stride_y, op.stride_x, tap.dy, tap.dx, in);
       for (int i = 0; i < tap.channels; i += kAhead * kMatrixDepth) {
         const int steps = (tap.channels - i + kMatrixDepth - 1) / kMatrixDepth;
         uint32_t a[kAhead][4], b[kAhead][kParts][2];

@@ -220,7 +220,7 @@ Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
   walk.matrices = matrices();
   walk.shared_words = static_cast<int32_t>(crew.kept.shared_nbytes / sizeof(uint32_t));
   walk.tables_near = crew.kept.tables;
-  walk.n_scores = flat_.most_keys;
+  walk.n_scores = flat_.most_keys, walk.most_instructions = flat_.most_instructions;
   return walk;
 }
 

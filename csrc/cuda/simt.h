@@ -16,6 +16,7 @@ enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a 
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
+#define PIXELFAST_INLINE __forceinline__  // so that what a thread keeps stays in registers
 #define PIXELFAST_PRAGMA(text) _Pragma(#text)
 #define PIXELFAST_UNROLL(n) PIXELFAST_PRAGMA(unroll n)  // so that as many loads are under way at once
 
@@ -188,6 +189,7 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
 #include "cuda/emulator.h"
 
 #define PIXELFAST_DEVICE
+#define PIXELFAST_INLINE inline
 #define PIXELFAST_UNROLL(n)
 
 #endif

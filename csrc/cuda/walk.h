@@ -25,7 +25,7 @@ class Walker {
         products_(walk),
         deal_(block_, walk.team_blocks) {}
 
-  PIXELFAST_DEVICE void run() {
+  PIXELFAST_DEVICE PIXELFAST_INLINE void run() {
     tables().load();
     if (w_.shared_words > 0) simt::sync_block();
     products_.load();
@@ -97,7 +97,7 @@ class Walker {
     simt::sync_block();
   }
 
-  PIXELFAST_DEVICE void run_launch(const FlatLaunch& launch) {
+  PIXELFAST_DEVICE PIXELFAST_INLINE void run_launch(const FlatLaunch& launch) {
     const FlatOp& op = tables().op(launch.op);
     const int64_t rows = launch.positions * chunk().images();
     const auto row = [&](int64_t k) { return chunk().row_of(launch, k); };
