@@ -68,8 +68,8 @@ class Products {
     for (int i = 0; i < p_.n_ops; ++i) {
       const FlatOp& op = tables().op(i);
       const Resident& resident = op.resident;
-      if (resident.place < 0) continue;
       const int32_t first = first_resident(resident), group = group_of(resident);
+      if (resident.place < 0 || first >= op.columns) continue;
       const int32_t tall = group * op.steps, part = resident.width * op.steps;  // words of a group, of a part
       for (int32_t k = simt::thread(); k < part * op.n_parts; k += simt::threads()) {
         const int32_t c = first + k % part / tall * group + k % group;

@@ -134,8 +134,8 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   const int32_t rows = matrices() ? kMatrixRows : kElements, columns = matrices() ? kGroup : 1;
   const double threads =
       static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
-  double total = 0, work = 0,
-         deepest = 0;  // of launches that do not wait: of a thread, and of the longest sum
+  // Of launches that do not wait: of a thread, and the longest sum, or sums of a thread of one block.
+  double total = 0, work = 0, deepest = 0;
   const auto finish = [&] {
     total += std::max(work, deepest);
     work = deepest = 0;
@@ -146,12 +146,12 @@ double Engine::cost(const Crew& crew, int64_t n) const {
     const Resident& resident = crew.kept.residents[launch.op];
     const bool is_near = resident.place >= 0;
     const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + rows - 1) / rows;
-    const int64_t units = tiles * (((is_near ? resident.width : op.channels) + columns - 1) / columns);
+    const int64_t groups = (op.channels + columns - 1) / columns;
     const double depth = static_cast<double>(program_.ops[launch.op].depth) / (matrices() ? kMatrixDepth : 1);
     const double sum = depth * (is_near ? near : far);
-    work +=
-        static_cast<double>(units) * sum * std::max(op.n_parts, 1) / (threads * (is_near ? 1 : crew.blocks));
-    deepest = std::max(deepest, sum);
+    const double turns = is_near ? static_cast<double>(tiles * resident.width / columns) / threads : 1;
+    work += static_cast<double>(tiles * groups * op.n_parts) * sum / (threads * crew.blocks);
+    deepest = std::max(deepest, std::max(turns, 1.0) * sum);
     total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
   }
   finish();

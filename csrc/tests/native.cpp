@@ -154,7 +154,7 @@ void check_bf16(const File& file) {
 }
 
 // As the cuda runtime, by its device code on fibers, of which the thread sanitizer knows nothing.
-cuda::Engine load_on_device(const File& file, bool bf16, bool matrices = true) {
+[[maybe_unused]] cuda::Engine load_on_device(const File& file, bool bf16, bool matrices = true) {
   cuda::emulated.matrices = matrices;
   return cuda::Engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
                       static_cast<int64_t>(file.data.size()), 0, bf16);
