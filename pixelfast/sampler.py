@@ -252,7 +252,7 @@ class Sampler:
         - `per_pixel`: return the log-probability of each sub-pixel.
         - `progress`: show a bar. `threads`: None or 0 takes PIXELFAST_THREADS, or else all cores. `chunk`: images that
             are worked on at once, and `team`: threads that share them; chosen if None. `resident_nbytes`: of the shared
-            memory of a block of a GPU, at most, for weights. None of these changes a bit.
+            memory of a block of a GPU, at most, for tables and weights. None of these changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
         second of Ctrl-C.
