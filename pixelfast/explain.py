@@ -34,12 +34,15 @@ class Row:
 @dataclass(frozen=True)
 class Crew:
     """A way to share a batch on a GPU: `teams` of `blocks` blocks, each with `chunk` images at a time, which wait at a
-    barrier of the `block`, of a `cluster` or in `memory`. `cycles`: an estimate; the least is chosen."""
+    barrier of the `block`, of a `cluster` or in `memory`. Of `weights_nbytes`, `resident_nbytes` are in a team's shared
+    memory. `cycles`: an estimate; the least is chosen."""
 
     teams: int
     blocks: int
     chunk: int
     barrier: str
+    resident_nbytes: int
+    weights_nbytes: int
     cycles: float
     nbytes: int
 
@@ -131,10 +134,20 @@ class Explanation:
         if not self.crews:
             return []
         lines: list[tuple[str, ...]] = [
-            ("teams", "blocks", "images each", "barrier", "cycles, estimated", "bytes", "")
+            (
+                "teams",
+                "blocks",
+                "images each",
+                "barrier",
+                "resident weights B",
+                "cycles, estimated",
+                "bytes",
+                "",
+            )
         ]
         for c in self.crews:
-            numbers = (c.teams, c.blocks, c.chunk, c.barrier, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
+            resident = f"{c.resident_nbytes:,} of {c.weights_nbytes:,}"
+            numbers = (c.teams, c.blocks, c.chunk, c.barrier, resident, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
             lines.append((*map(str, numbers), "<- chosen" if c is self.crew else ""))
         return ["", f"{self.images} images shared", *aligned(lines, left=0)]
 

@@ -209,7 +209,7 @@ class Sampler:
 
     def explain(self, n: int = 64) -> Explanation:
         """What a sampling run does, op by op: order, steps, multiply-adds, bytes; on a GPU also how a batch of n images
-        may be shared, and what is chosen. `print` it."""
+        may be shared, which weights are near, and what is chosen. `print` it."""
         n, runtime = integer("n", n, 1, where="explain"), cast(Any, self._runtime)
         crews = runtime.estimates(n=n) if self.target.on_device else []
         return explain(self.schedule, 4 * self.program.arena_floats, n, crews)
@@ -232,6 +232,7 @@ class Sampler:
         threads: int | None = None,
         chunk: int | None = None,
         team: int | None = None,
+        resident_nbytes: int | None = None,
         _profiles: list[Any] | None = None,
     ) -> Sample:
         """Draw images.
@@ -250,7 +251,8 @@ class Sampler:
             covers known pixels too.
         - `per_pixel`: return the log-probability of each sub-pixel.
         - `progress`: show a bar. `threads`: None or 0 takes PIXELFAST_THREADS, or else all cores. `chunk`: images that
-            are worked on at once, and `team`: threads that share them; chosen if None. None of these changes a bit.
+            are worked on at once, and `team`: threads that share them; chosen if None. `resident_nbytes`: of the shared
+            memory of a block of a GPU, at most, for tables and weights. None of these changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
         second of Ctrl-C.
@@ -266,7 +268,7 @@ class Sampler:
             top_k = integer("top_k", top_k, 1)
         if top_p is not None and not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"[sample] top_p must be in (0, 1], got {top_p}")
-        parallel = self._parallel("sample", threads, chunk, team)
+        parallel = self._parallel("sample", threads, chunk, team, resident_nbytes)
         self._check_memory("sample", n, self.program, self._runtime, parallel)
         images = np.zeros((n, *self.shape), np.int32)
         mask = None
@@ -320,13 +322,14 @@ class Sampler:
         threads: int | None = None,
         chunk: int | None = None,
         team: int | None = None,
+        resident_nbytes: int | None = None,
     ) -> Tensor:
         """Score images, teacher-forced and in parallel: to the bit what sampling them would have computed.
 
         **Arguments:**
 
         - `images`: integers (N, C, H, W) in [0, levels).
-        - `labels`, `conditions`, `progress`, `threads`, `chunk`, `team`: as for `sample`.
+        - `labels`, `conditions`, `progress`, `threads`, `chunk`, `team`, `resident_nbytes`: as for `sample`.
         - `per_pixel`: return the log-probability of each sub-pixel.
 
         **Returns:** float32 (N,), in nats; (N, C, H, W) if `per_pixel`. Raises `ValueError` for bad arguments.
@@ -337,7 +340,7 @@ class Sampler:
                              f"{tuple(levels.shape)}")  # fmt: skip
         program, runtime = self._scorer
         n = len(levels)
-        parallel = self._parallel("log_prob", threads, chunk, team)
+        parallel = self._parallel("log_prob", threads, chunk, team, resident_nbytes)
         self._check_memory("log_prob", n, program, runtime, parallel)
         values = self._condition_values("log_prob", program, n, labels, conditions)
         _, log_prob = self._run(
@@ -414,9 +417,20 @@ class Sampler:
         return levels, log_prob
 
     def _parallel(
-        self, where: str, threads: int | None, chunk: int | None, team: int | None
+        self,
+        where: str,
+        threads: int | None,
+        chunk: int | None,
+        team: int | None,
+        resident_nbytes: int | None,
     ) -> dict[str, Any]:
+        resident = (
+            -1
+            if resident_nbytes is None
+            else integer("resident_nbytes", resident_nbytes, 0, 2**31 - 1, where=where)
+        )
         found = {
+            "resident_nbytes": resident,
             "threads": integer("threads", threads or 0, 0, C["kMaxThreads"], where=where),
             "chunk": integer("chunk", chunk or 0, 0, where=where),
             "team": integer("team", team or 0, 0, C["kMaxThreads"], where=where),
@@ -468,7 +482,7 @@ class Sampler:
 # What of a run's parallelism can be told to a backend.
 _PARALLEL = {
     "cpu": ("threads", "chunk", "team"),
-    "cuda": ("chunk", "team"),
-    "emulated": ("chunk", "team"),
+    "cuda": ("chunk", "team", "resident_nbytes"),
+    "emulated": ("chunk", "team", "resident_nbytes"),
     "reference": (),
 }

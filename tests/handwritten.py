@@ -133,11 +133,11 @@ class Tiny:
                   len(self.buffers), len(self.ops), self.steps, len(self.launches)]  # fmt: skip
         return np.array(header + buffers + ops + self.launches, np.int32)
 
-    def load(self, isa=None):
+    def load(self, isa=None, precision="fp32"):
         """For an instruction set of the cpu, or "emulated"."""
         if isa == "emulated":
-            return _emulated.Program(self.words(), self.data)
-        return _cpu.Program(self.words(), self.data, isa)
+            return _emulated.Program(self.words(), self.data, precision=precision)
+        return _cpu.Program(self.words(), self.data, isa, precision)
 
 
 def instruction(i):

@@ -23,6 +23,7 @@ def test_a_kernel_without_faults_runs():
     [
         ("unwritten", "a read of shared memory that was not written, by thread 0 of block 0"),
         ("past the end", "an access past the end of shared memory, by thread 63"),
+        ("past the end of the block's", "an access past the end of shared memory, by thread 5"),
         ("barrier", "thread 0 of block 0 waits at a barrier of its block that not all threads reach"),
         ("cluster barrier", "waits at a barrier of its cluster that not all threads reach"),
         ("mixed barriers", "waits at a barrier of its block that not all threads reach"),
@@ -228,7 +229,13 @@ def test_explains_how_a_batch_is_shared():
         models.PixelCNN(levels=2, hidden=8, layers=1).eval(), shape=(1, 3, 3), backend="emulated"
     )
     found = sampler.explain(5)
-    assert [(c.teams, c.blocks, c.barrier) for c in found.crews] == [(3, 1, "block"), (1, 2, "cluster")]
+    assert [(c.teams, c.blocks, c.barrier) for c in found.crews] == [
+        *[(3, 1, "block")] * 2,
+        *[(1, 2, "cluster")] * 2,
+    ]
+    for with_weights, without in (found.crews[:2], found.crews[2:]):
+        assert 0 == without.resident_nbytes < with_weights.resident_nbytes <= without.weights_nbytes
+        assert with_weights.cycles < without.cycles
     assert found.crew == min(found.crews, key=lambda c: c.cycles)
     assert str(found).count("<- chosen") == 1
     assert "5 images shared" in str(found)

@@ -11,16 +11,12 @@
 #include "cuda/conv.h"
 #include "cuda/runtime.h"
 #ifdef PIXELFAST_EMULATED
+#include "cuda/device_emulated.h"
 #include "cuda/simt.h"
 #endif
 
 namespace pixelfast {
 namespace cuda {
-
-#ifdef PIXELFAST_EMULATED
-extern size_t emulated_nbytes;   // what device_emulated.cpp says is free
-extern int emulated_capability;  // and conv_emulated.cpp of the device
-#endif
 
 namespace {
 
@@ -34,10 +30,11 @@ class DeviceProgram {
 
   void run(const py::object& images, const py::object& log_prob, const py::object& given,
            const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
-           int64_t top_k, double top_p, int chunk, int team, const py::object& progress) {
+           int64_t top_k, double top_p, int chunk, int team, int64_t resident_nbytes,
+           const py::object& progress) {
     DeviceRequest r{};
     fill_request(r, engine_.program(), images, log_prob, given, conditions);
-    set_sharing(r, chunk, team);
+    set_sharing(r, chunk, team, resident_nbytes);
     r.seed = seed, r.first_index = first_index, r.sampling = sampling_of(temperature, top_k, top_p);
     const py::gil_scoped_release no_gil;
     last_multiply_adds = engine_.run(r, ticker(progress));
@@ -48,7 +45,7 @@ class DeviceProgram {
   void run_there(const py::object& tensors, uint64_t images, uint64_t log_prob, uint64_t given,
                  bool all_given, uint64_t conditions, int64_t n, int64_t stream, uint64_t seed,
                  uint64_t first_index, double temperature, int64_t top_k, double top_p, int chunk, int team,
-                 const py::object& progress) {
+                 int64_t resident_nbytes, const py::object& progress) {
     if (n < 0) fail("[sample] n must not be negative, got " + std::to_string(n));
     const Program& p = engine_.program();
     if (!tensors) fail("[sample] tensors are needed");
@@ -59,21 +56,22 @@ class DeviceProgram {
     r.given = reinterpret_cast<const uint8_t*>(given), r.all_given = all_given;
     if (p.condition_floats > 0) r.conditions = reinterpret_cast<const float*>(conditions);
     r.n = n, r.on_device = true, r.stream = stream;
-    set_sharing(r, chunk, team);
+    set_sharing(r, chunk, team, resident_nbytes);
     r.seed = seed, r.first_index = first_index, r.sampling = sampling_of(temperature, top_k, top_p);
     const py::gil_scoped_release no_gil;
     last_multiply_adds = engine_.run(r, ticker(progress));
   }
 
-  py::list estimates(int64_t n, int chunk, int team) const {
+  py::list estimates(int64_t n, int chunk, int team, int64_t resident_nbytes) const {
     if (n < 1) fail("[explain] n must be positive, got " + std::to_string(n));
-    Request r{};
+    DeviceRequest r{};
     r.n = n;
-    set_sharing(r, chunk, team);
+    set_sharing(r, chunk, team, resident_nbytes);
     py::list found;
     for (const Estimate& e : engine_.estimates(r)) {
       py::dict d;
       d["teams"] = e.teams, d["blocks"] = e.blocks, d["chunk"] = e.chunk, d["barrier"] = e.barrier;
+      d["resident_nbytes"] = e.resident_nbytes, d["weights_nbytes"] = e.weights_nbytes;
       d["cycles"] = e.cycles, d["nbytes"] = e.nbytes;
       found.append(d);
     }
@@ -90,6 +88,15 @@ class DeviceProgram {
       fail("[precision] must be \"fp32\" or \"bf16\", got '" + precision + "'");
     }
     return precision == "bf16";
+  }
+
+  static void set_sharing(DeviceRequest& r, int chunk, int team, int64_t resident_nbytes) {
+    pixelfast::set_sharing(r, chunk, team);
+    if (resident_nbytes < -1) {
+      fail("[sample] resident_nbytes must be -1, to choose, or at least 0, got " +
+           std::to_string(resident_nbytes));
+    }
+    r.resident_nbytes = resident_nbytes;
   }
 
   Engine engine_;
@@ -259,8 +266,9 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
         py::arg("taps"), py::arg("grad"), py::arg("input"), py::arg("mask"), py::arg("weight"),
         py::arg("bias"), py::arg("parts"), py::arg("device"), py::arg("stream"));
 #ifdef PIXELFAST_EMULATED
-  m.def("set_free_nbytes", [](size_t nbytes) { emulated_nbytes = nbytes; });
-  m.def("set_capability", [](int capability) { emulated_capability = capability; });
+  m.def("set_free_nbytes", [](size_t nbytes) { emulated.free_nbytes = nbytes; });
+  m.def("set_shared_nbytes", [](size_t nbytes) { emulated.shared_nbytes = nbytes; });
+  m.def("set_capability", [](int capability) { emulated.capability = capability; });
   m.def("provoke", [](const std::string& name) {
     if (!simt::provoke(name.c_str())) fail("[provoke] there is no fault '" + name + "'");
   });
@@ -278,15 +286,15 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
       .def("run", &DeviceProgram::run, py::kw_only(), py::arg("images"), py::arg("log_prob"),
            py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
            py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0, py::arg("chunk") = 0, py::arg("team") = 0,
+           py::arg("top_p") = 1.0, py::arg("chunk") = 0, py::arg("team") = 0, py::arg("resident_nbytes") = -1,
            py::arg("progress") = py::none())
       .def("run_there", &DeviceProgram::run_there, py::kw_only(), py::arg("tensors"), py::arg("images"),
            py::arg("log_prob"), py::arg("given") = 0, py::arg("all_given") = false, py::arg("conditions") = 0,
            py::arg("n"), py::arg("stream") = -1, py::arg("seed") = 0, py::arg("first_index") = 0,
            py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("chunk") = 0,
-           py::arg("team") = 0, py::arg("progress") = py::none())
+           py::arg("team") = 0, py::arg("resident_nbytes") = -1, py::arg("progress") = py::none())
       .def("estimates", &DeviceProgram::estimates, py::kw_only(), py::arg("n"), py::arg("chunk") = 0,
-           py::arg("team") = 0)
+           py::arg("team") = 0, py::arg("resident_nbytes") = -1)
       .def_property_readonly("device", &DeviceProgram::device)
       .def_readonly("last_multiply_adds", &DeviceProgram::last_multiply_adds);
 }

@@ -5,11 +5,10 @@
 #include "cuda/conv_kernels.h"
 #include "cuda/conv_tensor.h"
 #include "cuda/conv_tensor_grad.h"
+#include "cuda/device_emulated.h"
 
 namespace pixelfast {
 namespace cuda {
-
-int emulated_capability = 90;
 
 namespace {
 
@@ -78,7 +77,7 @@ void run_as(const Args& a) {
 
 }  // namespace
 
-ConvDevice conv_device(int) { return {emulated_capability, 2}; }
+ConvDevice conv_device(int) { return {emulated.capability, 2}; }
 
 void masked_conv(const ConvArgs& args, int, uint64_t) { run_as(args); }
 void masked_conv_weight_grad(const WeightGradArgs& args, int, uint64_t) { run_as(args); }

@@ -76,7 +76,7 @@ struct Columns {
 template <class T, class Sum>
 PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Columns& columns, int tx,
                              Sum (&y)[4]) {
-  PIXELFAST_UNROLLED
+  PIXELFAST_UNROLL()
   for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
     if (channel < 0) continue;
@@ -87,7 +87,7 @@ PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Column
     y[j] = j < 2 ? tanh_of(y[j]) : sigmoid_of(y[j]);
     static_cast<T*>(a.factors)[place_of(a.factor_strides, at, channel)] = static_cast<T>(y[j]);
   }
-  PIXELFAST_UNROLLED
+  PIXELFAST_UNROLL()
   for (int j = 0; j < 4; ++j) {
     const int channel = columns.channel(tx + 16 * j);
     if (channel < 0 || (a.gate && j >= 2)) continue;
@@ -139,7 +139,7 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
     multiply(memory, ty, tx, acc);
     simt::sync_block();
   }
-  PIXELFAST_UNROLLED
+  PIXELFAST_UNROLL()
   for (int i = 0; i < 4; ++i) {
     const int64_t p = first + 4 * ty + i;
     if (p < positions) finish<T>(a, position_of(p, a.height, a.width), columns, tx, acc[i]);

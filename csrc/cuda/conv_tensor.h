@@ -103,7 +103,7 @@ struct StripCopies {
 
   PIXELFAST_DEVICE StripCopies(const ConvArgs& a, int64_t first) {
     Walk walk(a, a.in_strides, first + a.left + simt::thread() / kUnitsOfStep);
-    PIXELFAST_UNROLLED
+    PIXELFAST_UNROLL()
     for (int i = 0; i < kLines; ++i) {
       lines[i] = Line(a, walk);
       walk.advance(a, a.in_strides, kApart);
@@ -115,7 +115,7 @@ struct StripCopies {
     const int line = simt::thread() / kUnitsOfStep, dy = a.tap_y[step.tap];
     const int64_t apart = kAtOnce ? 1 : a.in_strides.c, shift = dy * a.in_strides.y + channel * apart;
     const int word = stage * kStripWords + word_of<kUnitsOfStep>(line, unit);
-    PIXELFAST_UNROLLED
+    PIXELFAST_UNROLL()
     for (int i = 0; i < kLines; ++i) {
       if (unit < step.units && line + i * kApart < kTensorRows + a.span) {
         bring<kAtOnce>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
@@ -177,7 +177,7 @@ template <simt::Half kHalf>
 PIXELFAST_DEVICE inline void finish_position(const ConvArgs& a, const Position& at, const Channels& channels,
                                              float (&y)[2][kUnit]) {
   using Numbers = Eight<kHalf>;
-  PIXELFAST_UNROLLED
+  PIXELFAST_UNROLL()
   for (int h = 0; h < 2; ++h) {
     const int c = channels.first[h], n = channels.count[h];
     if (a.bias != nullptr) Numbers::add(a.bias, c, 1, n, y[h]);
@@ -188,7 +188,7 @@ PIXELFAST_DEVICE inline void finish_position(const ConvArgs& a, const Position& 
     for (int e = 0; e < kUnit; ++e) y[h][e] = h == 0 ? fast_tanh(y[h][e]) : fast_sigmoid(y[h][e]);
     Numbers::store(a.factors, place_of(a.factor_strides, at, c), a.factor_strides.c, n, y[h]);
   }
-  PIXELFAST_UNROLLED
+  PIXELFAST_UNROLL()
   for (int h = 0; h < 2; ++h) {
     const int c = channels.first[h], n = channels.count[h];
     if (a.gate && h == 1) break;
@@ -207,18 +207,18 @@ PIXELFAST_DEVICE inline void finish_tile(const ConvArgs& a, int64_t first, int b
   const int row = simt::thread() / simt::kWarp * kWarpRows + lane / 4;
   Position at = position_of(first + row, a.height, a.columns);
   // What is next comes to the front, so that all is indexed by constants and the code is there once.
-  PIXELFAST_ROLLED
+  PIXELFAST_UNROLL(1)
   for (int i = 0; i < 2 * 4; ++i) {
     const bool lower = i % 2 == 1;
     float y[2][kUnit];
-    PIXELFAST_UNROLLED
+    PIXELFAST_UNROLL()
     for (int e = 0; e < 2 * kUnit; ++e) {
       const auto& pairs = sums[0][e / 2];
       y[e / kUnit][e % kUnit] = lower ? pairs[2 + e % 2] : pairs[e % 2];
     }
     if (at.n < a.batch && at.x < a.width) finish_position<kHalf>(a, at, channels, y);
     at.advance(8, a.height, a.columns);
-    PIXELFAST_UNROLLED
+    PIXELFAST_UNROLL()
     for (int k = 0; k < 3 * 8 * 4; ++k) {
       if (lower) sums[k / 32][k / 4 % 8][k % 4] = sums[k / 32 + 1][k / 4 % 8][k % 4];
     }
@@ -249,11 +249,11 @@ PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
     if (with_weights) start_weights(memory, from, stage), from += kTensorColumns * kStep;
     simt::group_copies();
   };
-  PIXELFAST_ROLLED
+  PIXELFAST_UNROLL(1)
   for (int s = 0; s < kStages - 1; ++s) start(s, s < a.steps, s, a.steps > 0);
   int stage = 0, strip = 0, free_strip = kStages - 1;
   bool begins = true;
-  PIXELFAST_ROLLED
+  PIXELFAST_UNROLL(1)
   for (int s = 0; s < a.steps; ++s) {
     simt::wait_for_copies<kStages - 2>();
     simt::sync_block();

@@ -76,7 +76,7 @@ struct GradCopies {
     word += kGradWords + word_of<kUnitsOfStep>(line, unit);
     const Line lines[2] = {near, Line(a, far)};
     int r = row, c = channel + unit * kUnit;
-    PIXELFAST_ROLLED
+    PIXELFAST_UNROLL(1)
     for (int i = 0; i < strips; ++i) {
       const int dy = a.tap_y[a.row_taps[r]];
       const int64_t shift = dy * a.in_strides.y + c * apart;
@@ -126,13 +126,13 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   const uint32_t all_ones[4] = {ones, ones, ones, ones};
   float of_bias[2][4] = {};
   Sums sums = {};
-  PIXELFAST_ROLLED
+  PIXELFAST_UNROLL(1)
   for (int s = 0; s < kStages - 1; ++s) {
     if (s < steps) copies.start(a, memory, s, first);
     simt::group_copies();
   }
   int stage = 0;
-  PIXELFAST_ROLLED
+  PIXELFAST_UNROLL(1)
   for (int s = 0; s < steps; ++s) {
     simt::wait_for_copies<kStages - 2>();
     simt::sync_block();

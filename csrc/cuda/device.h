@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <functional>
 #include <string>
-#include <vector>
 
 #include "cuda/flat.h"
 
@@ -15,9 +14,11 @@ namespace cuda {
 struct DeviceInfo {
   std::string name;
   int index = 0;
-  int threads = 0;            // of a block
-  int blocks = 0;             // that can run at the same time
-  std::vector<int> clusters;  // of 2, 3, ... blocks: how many can run at the same time
+  int threads = 0;           // of a block
+  int blocks = 0;            // that can run at the same time
+  int cluster = 1;           // blocks that a cluster may have
+  size_t shared_nbytes = 0;  // that a block may have
+  bool matrices = false;     // whether there are tensor cores for bf16
   size_t free_nbytes = 0;
 };
 
@@ -30,6 +31,8 @@ const char* backend_name();
 int device_count();  // 0 where there is none, or no driver
 DeviceInfo device_info(int index);
 size_t free_nbytes(int index);  // of its memory, now
+// Teams of so many blocks that can run at the same time, where each block has so much shared memory.
+int teams_at_once(int index, int blocks, Barrier barrier, size_t shared_nbytes);
 
 // Memory of a device. Throws std::bad_alloc.
 class Memory {

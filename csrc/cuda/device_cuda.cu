@@ -1,5 +1,6 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <chrono>
 #include <new>
 #include <stdexcept>
@@ -36,7 +37,8 @@ constexpr int kThreads = 256;
 
 constexpr int kCluster = 8;  // blocks of a cluster on every device that has them
 
-__global__ void __launch_bounds__(kThreads) walk_kernel(const Walk walk) { Walker(walk).run(); }
+// One block of a processor suffices: what counts is how long a launch takes, and blocks have weights.
+__global__ void __launch_bounds__(kThreads, 1) walk_kernel(const Walk walk) { Walker(walk).run(); }
 
 cudaLaunchAttribute in_clusters(int blocks) {
   cudaLaunchAttribute attribute{};
@@ -49,19 +51,28 @@ cudaLaunchAttribute in_clusters(int blocks) {
 // Where blocks wait for each other through memory all must run at the same time, which makes it cooperative.
 void launch(Walk& walk, cudaStream_t stream) {
   const dim3 grid(walk.teams * walk.team_blocks), block(walk.threads);
+  const size_t shared = walk.shared_words * sizeof(uint32_t);
   void* arguments[] = {&walk};
   if (walk.barrier == Barrier::memory) {
-    check(
-        cudaLaunchCooperativeKernel(reinterpret_cast<void*>(walk_kernel), grid, block, arguments, 0, stream),
-        "the launch of the sampler");
+    check(cudaLaunchCooperativeKernel(reinterpret_cast<void*>(walk_kernel), grid, block, arguments, shared,
+                                      stream),
+          "the launch of the sampler");
     return;
   }
   cudaLaunchAttribute attribute = in_clusters(walk.team_blocks);
   cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = block, config.stream = stream;
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
   config.attrs = &attribute, config.numAttrs = walk.barrier == Barrier::cluster ? 1 : 0;
   check(cudaLaunchKernelExC(&config, reinterpret_cast<void*>(walk_kernel), arguments),
         "the launch of the sampler");
+}
+
+int blocks_at_once(int index, size_t shared_nbytes) {
+  int each = 0, processors = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, walk_kernel, kThreads, shared_nbytes),
+        "the occupancy of the sampler");
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, index), "cudaDeviceGetAttribute");
+  return each * processors;
 }
 
 }  // namespace
@@ -81,24 +92,31 @@ DeviceInfo device_info(int index) {
   const Current current(index);
   cudaDeviceProp p;
   check(cudaGetDeviceProperties(&p, index), "cudaGetDeviceProperties");
-  int each = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, walk_kernel, kThreads, 0),
-        "the occupancy of the sampler");
-  const std::string name = std::string(p.name) + ", sm_" + std::to_string(p.major) + std::to_string(p.minor);
   cudaFuncAttributes code;
   check(cudaFuncGetAttributes(&code, walk_kernel), "cudaFuncGetAttributes");
-  DeviceInfo info{name, index, kThreads, each * p.multiProcessorCount, {}, free_nbytes(index)};
-  if (p.major < 9 || code.ptxVersion < 90) return info;
-  for (int size = 2; size <= kCluster; ++size) {
-    int clusters = 0;
-    cudaLaunchAttribute attribute = in_clusters(size);
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(size), config.blockDim = dim3(kThreads);
-    config.attrs = &attribute, config.numAttrs = 1;
-    check(cudaOccupancyMaxActiveClusters(&clusters, walk_kernel, &config), "the occupancy of clusters");
-    info.clusters.push_back(clusters);
-  }
+  const size_t most = std::min(p.sharedMemPerBlockOptin, simt::kMostWords * sizeof(uint32_t));
+  check(
+      cudaFuncSetAttribute(walk_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most)),
+      "the shared memory of the sampler");
+  DeviceInfo info;
+  info.name = std::string(p.name) + ", sm_" + std::to_string(p.major) + std::to_string(p.minor);
+  info.index = index, info.threads = kThreads, info.blocks = blocks_at_once(index, 0);
+  info.cluster = p.major >= 9 && code.ptxVersion >= 90 ? kCluster : 1;
+  info.shared_nbytes = most, info.matrices = p.major >= 8 && code.ptxVersion >= 80;
+  info.free_nbytes = free_nbytes(index);
   return info;
+}
+
+int teams_at_once(int index, int blocks, Barrier barrier, size_t shared_nbytes) {
+  const Current current(index);
+  if (barrier != Barrier::cluster) return blocks_at_once(index, shared_nbytes) / blocks;
+  int clusters = 0;
+  cudaLaunchAttribute attribute = in_clusters(blocks);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks), config.blockDim = dim3(kThreads), config.dynamicSmemBytes = shared_nbytes;
+  config.attrs = &attribute, config.numAttrs = 1;
+  check(cudaOccupancyMaxActiveClusters(&clusters, walk_kernel, &config), "the occupancy of clusters");
+  return clusters;
 }
 
 size_t free_nbytes(int index) {

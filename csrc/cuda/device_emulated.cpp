@@ -1,3 +1,5 @@
+#include "cuda/device_emulated.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -13,11 +15,21 @@ namespace cuda {
 const char* backend_name() { return "emulated"; }
 int device_count() { return 2; }
 
-size_t emulated_nbytes = size_t{1} << 32;
-size_t free_nbytes(int) { return emulated_nbytes; }
+constexpr int kThreads = 64, kBlocks = 3, kCluster = 2;
+
+Emulated emulated;
+size_t free_nbytes(int) { return emulated.free_nbytes; }
 DeviceInfo device_info(int index) {
-  return {"an emulation on the processor", index, 64, 3, {1}, free_nbytes(index)};
+  return {"an emulation on the processor",
+          index,
+          kThreads,
+          kBlocks,
+          kCluster,
+          emulated.shared_nbytes,
+          emulated.capability >= 80,
+          emulated.free_nbytes};
 }
+int teams_at_once(int, int blocks, Barrier, size_t) { return kBlocks / blocks; }
 
 Memory::Memory(int device, size_t nbytes) : nbytes_(nbytes), device_(device) {
   start_ = std::malloc(nbytes > 0 ? nbytes : 1);
@@ -34,7 +46,7 @@ void run_walk(int, Walk walk, int64_t, const std::function<void(int)>& tick) {
   const FloatMode mode;
   walk.done = &flags.done, walk.stop = &flags.stop;
   const int cluster = walk.barrier == Barrier::cluster ? walk.team_blocks : 1;
-  simt::emulate(blocks, walk.threads, [&] { Walker(walk).run(); }, cluster);
+  simt::emulate(blocks, walk.threads, [&] { Walker(walk).run(); }, cluster, walk.shared_words);
   tick(flags.done);
 }
 

@@ -38,6 +38,7 @@ struct Grid {
   std::vector<uint64_t> passed;                 // by fiber: in a shuffle
   std::vector<std::array<float, 12>> operands;  // and in a product of matrices: of a, then of b
   std::unordered_map<const void*, std::vector<Touches>> touched;
+  std::vector<std::vector<uint32_t>> dynamic_memory;  // of the blocks
   Context scheduler;
   Fiber* current = nullptr;
   std::exception_ptr error;
@@ -128,7 +129,7 @@ bool ordered(const Touch& before, const Touch& after) {
 
 }  // namespace
 
-void emulate(int blocks, int threads, const std::function<void()>& body, int cluster) {
+void emulate(int blocks, int threads, const std::function<void()>& body, int cluster, int words) {
   Grid mine;
   mine.body = &body;
   mine.threads = threads;
@@ -144,6 +145,8 @@ void emulate(int blocks, int threads, const std::function<void()>& body, int clu
   mine.operands.resize(mine.fibers.size());
   mine.block_barriers.resize(blocks);
   mine.warp_barriers.resize(mine.fibers.size() / kWarp);
+  mine.dynamic_memory.resize(blocks, std::vector<uint32_t>(words + 1));
+  for (const auto& memory : mine.dynamic_memory) mine.touched[memory.data()].resize(words);
   grid = &mine;
   for (size_t i = 0; i < mine.fibers.size(); ++i) {
     Fiber& f = mine.fibers[i];
@@ -199,10 +202,16 @@ uint32_t ballot(bool x) {
   return votes;
 }
 
-std::vector<Touches>& touches(const void* array, int size) {
-  std::vector<Touches>& found = grid->touched[array];
-  if (found.empty()) found.resize(size);
-  return found;
+Touches& touches(const void* array, int size, int i) {
+  const auto [found, is_new] = grid->touched.try_emplace(array);
+  std::vector<Touches>& words = found->second;
+  if (is_new) words.resize(size);
+  if (i < 0 || i >= static_cast<int>(words.size())) fault("an access past the end of shared memory");
+  return words[i];
+}
+
+Shared<uint32_t, kMostWords>& dynamic_memory() {
+  return *reinterpret_cast<Shared<uint32_t, kMostWords>*>(grid->dynamic_memory[block()].data());
 }
 
 void check_read(Touches& word) {
@@ -243,6 +252,8 @@ void wait_for_groups(int left) {
     }
   }
 }
+
+uint32_t pair_of_bf16(float low, float high) { return bf16_of(low) | uint32_t{bf16_of(high)} << 16; }
 
 // A chain for each sum, which is not how a GPU rounds: close to it, not equal.
 void multiply_numbers(const float (&mine)[12], float (&sum)[4]) {
@@ -307,6 +318,10 @@ bool provoke(const char* name) {
   }
   if (wanted == "unwritten") return kernel([&] { memory.get(thread()); });
   if (wanted == "past the end") return kernel([&] { memory.set(thread() + 1, 0); });
+  if (wanted == "past the end of the block's") {
+    emulate(1, kWarp, [] { dynamic_memory().set(thread(), 0); }, 1, 5);
+    return true;
+  }
   if (wanted == "barrier") {
     return kernel([&] {
       if (thread() != 5) sync_block();

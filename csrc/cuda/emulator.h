@@ -15,8 +15,9 @@ namespace simt {
 constexpr int kWarp = 32;
 
 // Runs body() in each of `blocks` blocks, a multiple of `cluster`, of `threads` threads, a multiple of the
-// warp. Throws std::runtime_error for what is said above, and what body throws.
-void emulate(int blocks, int threads, const std::function<void()>& body, int cluster = 1);
+// warp, with `words` of dynamic memory. Throws std::runtime_error for what is said above, and what body
+// throws.
+void emulate(int blocks, int threads, const std::function<void()>& body, int cluster = 1, int words = 0);
 
 // Runs a faulty kernel of a name, for tests: it throws what `emulate` does. False: there is none of that
 // name.
@@ -97,27 +98,23 @@ struct Touches {
 
 void check_read(Touches& word);
 void check_write(Touches& word);
-std::vector<Touches>& touches(const void* array, int size);  // of the words of an array
+Touches& touches(const void* array, int size, int i);  // of word i of an array; a fault past its end
 
 template <class T, int kSize>
 struct Shared {
   T words[kSize];
   T get(int i) const {
-    check(i);
-    check_read(touches(this, kSize)[i]);
+    check_read(touches(this, kSize, i));
     return words[i];
   }
   void set(int i, T x) {
-    check(i);
-    check_write(touches(this, kSize)[i]);
+    check_write(touches(this, kSize, i));
     words[i] = x;
   }
-
- private:
-  static void check(int i) {
-    if (i < 0 || i >= kSize) fault("an access past the end of shared memory");
-  }
 };
+
+constexpr int kMostWords = 227 * 1024 / 4;
+Shared<uint32_t, kMostWords>& dynamic_memory();
 
 // A copy happens as late as it may: when it is waited for.
 void start_copy(Touches& word, uint32_t* to, const void* from);  // a null one gives zero
@@ -132,9 +129,8 @@ void copy_async(Shared<uint32_t, kSize>& to, int i, const void* from, bool live)
   static_assert(kWords == 1 || kWords == 2 || kWords == 4, "a copy is of one, two or four words");
   const bool aligned = reinterpret_cast<uintptr_t>(from) % (4 * kWords) == 0;
   if (i % kWords != 0 || (live && !aligned)) fault("a copy that is not aligned to its size");
-  if (i < 0 || i + kWords > kSize) fault("an access past the end of shared memory");
   for (int k = 0; k < kWords; ++k) {
-    start_copy(touches(&to, kSize)[i + k], &to.words[i + k],
+    start_copy(touches(&to, kSize, i + k), &to.words[i + k],
                live ? static_cast<const uint32_t*>(from) + k : nullptr);
   }
 }
@@ -159,6 +155,7 @@ void load_matrices_turned(const Shared<uint32_t, kSize>& from, int row, uint32_t
   }
 }
 
+uint32_t pair_of_bf16(float low, float high);
 // What a lane has of the two factors: halves, in the order of the words.
 void multiply_numbers(const float (&mine)[12], float (&sum)[4]);
 template <Half kHalf>

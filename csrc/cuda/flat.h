@@ -4,13 +4,17 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/portable.h"
 #include "core/program.h"
 
 namespace pixelfast {
 namespace cuda {
 
-constexpr int kTileRows = 4;       // rows (an image at a position) that a thread computes together
+constexpr int kElements = 4;       // of a tile, that a thread computes together
 constexpr int kOwnRegisters = 16;  // of an expression that a thread keeps by itself
+constexpr int kMatrixRows = 16;    // of a tile that a warp multiplies by tensor cores,
+constexpr int kMatrixDepth = 16;   // and how much of its sum at once
+constexpr int kGroup = 8;          // its channels, whose weights lie side by side in the bf16 mode
 constexpr int kPollSteps = 32;     // from one look at what the host wants to the next, or
 constexpr int64_t kPollRows = 1 << 16;
 
@@ -20,38 +24,74 @@ struct FlatBuffer {
   int32_t space, height, width, rows, columns;
 };
 
+// Where weights of an op are in the shared memory of the blocks of a team: `width` channels of each part in
+// each block, from `block` on, and on from the first block after the last. Place -1: they are not.
+struct Resident {
+  int32_t place, width, block;
+};
+
 struct FlatOp {
   int32_t op, colour, buffer, channel, channels, table;
   int32_t stride_y, stride_x, product_channels;
-  int32_t weight, bias, start_buffer, start_channel;
-  int32_t first_tap, n_taps, first_instruction, n_instructions;
+  int32_t bias, start_buffer, start_channel;
+  int32_t first_tap, n_taps, first_instruction, n_instructions, first_part, n_parts;
+  int32_t columns;  // channels for which each part has weights
+  int32_t steps;    // words of such a column
   int32_t heads, key_channels, value_channels;
   int32_t query_buffer, query_channel, key_buffer, key_channel, value_buffer, value_channel;
   int32_t attention_bias, bias_heads, first_runs, runs;  // the last two: places in `attention`
+  int64_t weight;
+  Resident resident;
+};
+
+// A product of an expression: its first channel, and the instruction that yields it. Its column c are the
+// weights of channel `channel + c` of the product.
+struct Part {
+  int32_t channel, instruction;
 };
 
 struct Position {
   int32_t y, x;
 };
 
+// Words of a tap's share of a column.
+PIXELFAST_BOTH constexpr int32_t words_of(int32_t channels, bool bf16) {
+  return bf16 ? (channels + kMatrixDepth - 1) / kMatrixDepth * (kMatrixDepth / 2) : channels;
+}
+
+// At the positions from (y, x) on by (dy, dx), or at those of a list.
 struct FlatLaunch {
-  int32_t op, first_position, positions;
+  int32_t op, positions;
+  int32_t first_position;  // of the list; -1: there is none
+  int32_t y, x, dy, dx;
   int32_t waits, ends_step;  // waits: for the other threads of the team, before it
 };
 
-// All of it as pointers, on the device.
+// Where one of the tables begins, in bytes.
+template <class T>
+struct Table {
+  int64_t begin;
+};
+struct TablePlaces {
+  Table<FlatBuffer> buffers;
+  Table<FlatOp> ops;
+  Table<Tap> taps;
+  Table<Instruction> instructions;
+  Table<Part> parts;
+  Table<int32_t> places;
+};
+
+// All of it, on the device.
 struct FlatProgram {
-  const FlatBuffer* buffers;
-  const FlatOp* ops;
-  const Tap* taps;
-  const Instruction* instructions;
+  const uint32_t* tables;
+  TablePlaces at;
+  int64_t table_words;
   const int32_t* attention;  // first[queries + 1] and runs, op by op
-  const int32_t* places;
   const Position* positions;
   const FlatLaunch* launches;
   const float* data;
-  const uint16_t* halves;  // in the bf16 mode the weights of all products, else null
-  int32_t n_launches, colours, height, width, levels;
+  const uint32_t* halves;  // in the bf16 mode the weights of all parts, else null
+  int32_t n_ops, n_launches, colours, height, width, levels;
   int64_t arena_floats, condition_floats;
 };
 
@@ -77,10 +117,14 @@ struct Walk {
   double top_p;
   int32_t chunk, teams, team_blocks, threads;  // threads of a block
   Barrier barrier;
-  float* arena;      // [teams][chunk][arena_floats]
-  float* registers;  // of long expressions: [instructions][kTileRows][threads of the grid]
-  float* scores;     // of attention: [warps of the grid][keys]
-  int32_t* levels;   // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
+  int32_t matrices;      // whether tensor cores multiply, of bf16
+  int32_t shared_words;  // of a block
+  int32_t tables_near;   // whether they are among them, at their start
+  float* arena;          // [teams][chunk][arena_floats]
+  float* registers;      // of long expressions: [threads of the grid][most_instructions][kElements]
+  int32_t most_instructions;
+  float* scores;    // of attention: [warps of the grid][keys]
+  int32_t* levels;  // of heads: [warps of the grid][3][levels]: weights or frequencies, ranks, what stays
   int64_t n_scores;
   TeamState* states;         // [teams]
   unsigned long long* flaw;  // the first sub-pixel without a distribution, times four, plus which Flaw
@@ -89,16 +133,26 @@ struct Walk {
 };
 
 // The arrays of a program, on the host.
+//
+// In fp32 `FlatOp::weight` is a place in the data, where word `step` of a column of a part is at
+// step * product_channels + channel + column. In the bf16 mode, with `data`, it is one in `halves`: of parts,
+// of groups of kGroup columns, of steps, of the columns of a group. A word is two consecutive numbers of the
+// sum there, and each tap has a multiple of kMatrixDepth of them, zeros at its end.
 struct Flat {
-  // With `data`, for the bf16 mode: then `FlatOp::weight` is a place in `halves`.
   Flat(const Program& program, const float* data);
+
+  // The tables of `TablePlaces` one after another, with what is resident of the weights.
+  std::vector<uint32_t> tables(const std::vector<Resident>& residents) const;
+  TablePlaces table_places() const;
+  size_t tables_nbytes() const;
 
   std::vector<FlatBuffer> buffers;
   std::vector<FlatOp> ops;
   std::vector<Tap> taps;
   std::vector<Instruction> instructions;
+  std::vector<Part> parts;
   std::vector<int32_t> attention;
-  std::vector<uint16_t> halves;
+  std::vector<uint32_t> halves;
   std::vector<int32_t> places;
   std::vector<Position> positions;
   std::vector<FlatLaunch> launches;

@@ -3,17 +3,15 @@
 #pragma once
 
 #include "core/distributions.h"
-#include "core/math.h"
 #include "core/philox.h"
 #include "core/request.h"
 #include "cuda/flat.h"
+#include "cuda/lane.h"
 #include "cuda/simt.h"
 
 namespace pixelfast {
 namespace cuda {
 namespace {
-
-#include "core/vec_scalar.h"
 
 template <class T>
 PIXELFAST_DEVICE T sum_of_warp(T x) {

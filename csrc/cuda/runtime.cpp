@@ -35,8 +35,12 @@ int checked_device(int device) {
 }
 
 // Cycles, by which crews are compared. They are guesses until they are measured on a GPU.
-constexpr double kMultiplyAddCycles = 10;   // a step of the chains of a tile
-constexpr double kLaunchCycles = 500;       // finding rows and places
+constexpr double kFarStepCycles = 10;       // a step of the chains of a tile, its weights in memory
+constexpr double kNearStepCycles = 5;       // or in the block's
+constexpr double kFarMatrixCycles = 60;     // kMatrixDepth steps by tensor cores
+constexpr double kNearMatrixCycles = 40;    // likewise
+constexpr double kFarLaunchCycles = 1500;   // finding rows and places by tables in memory
+constexpr double kNearLaunchCycles = 500;   // or in the block's
 constexpr double kBlockWaitCycles = 100;    // for the threads of a block
 constexpr double kClusterWaitCycles = 500;  // for the blocks of a cluster
 constexpr double kTeamWaitCycles = 3000;    // for other blocks, through memory
@@ -71,25 +75,26 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
     : program_(decode_program(words, n_words, n_data)),
       flat_(program_, bf16 ? data : nullptr),
       device_(device_info(checked_device(device))),
-      buffers_(sent(device, flat_.buffers)),
-      ops_(sent(device, flat_.ops)),
-      taps_(sent(device, flat_.taps)),
-      instructions_(sent(device, flat_.instructions)),
+      urgent_(by_urgency(flat_)),
       attention_(sent(device, flat_.attention)),
-      places_(sent(device, flat_.places)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
       data_(sent(device, data, static_cast<size_t>(n_data))),
-      halves_(sent(device, flat_.halves)) {}
+      halves_(sent(device, flat_.halves)) {
+  for (const FlatOp& op : flat_.ops) weights_nbytes_ += weights_nbytes(op);
+}
 
-Engine::Crew Engine::crew_of(int64_t n, int chunk, int blocks) const {
-  const bool clustered = barrier_of(blocks) == Barrier::cluster;
-  const int most = std::max(clustered ? device_.clusters[blocks - 2] : device_.blocks / blocks, 1);
+Engine::Crew Engine::crew_of(const DeviceRequest& r, int blocks, size_t resident_nbytes) const {
+  Residency kept = keep(flat_, urgent_, blocks, std::min(resident_nbytes, device_.shared_nbytes));
+  int most = teams_at_once(device_.index, blocks, barrier_of(blocks), kept.shared_nbytes);
+  if (most == 0 && kept.shared_nbytes > 0) return crew_of(r, blocks, 0);  // there are not as many such blocks
+  most = std::max(most, 1);
   const int64_t rows = std::numeric_limits<int32_t>::max() / flat_.most_positions;  // of a launch, in 31 bits
-  int64_t images = std::min<int64_t>(chunk > 0 ? chunk : (n + most - 1) / most, n);
+  int64_t images = std::min<int64_t>(r.chunk > 0 ? r.chunk : (r.n + most - 1) / most, r.n);
   images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
-  const int64_t chunks = (n + images - 1) / images;
-  return {static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images)};
+  const int64_t chunks = (r.n + images - 1) / images;
+  return {static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
+          std::move(kept)};
 }
 
 // What a run takes besides its batch.
@@ -97,9 +102,10 @@ size_t Engine::nbytes_of(const Crew& crew) const {
   const size_t threads = static_cast<size_t>(crew.teams) * crew.blocks * device_.threads;
   const size_t arenas =
       static_cast<size_t>(crew.teams) * crew.chunk * std::max<int64_t>(program_.arena_floats, 1);
-  const size_t registers = static_cast<size_t>(flat_.most_instructions) * kTileRows * threads;
+  const size_t registers = static_cast<size_t>(flat_.most_instructions) * kElements * threads;
   const size_t tables = threads / 32 * (flat_.most_keys + 3 * static_cast<size_t>(program_.levels));
-  return (arenas + registers + tables) * sizeof(float) + crew.teams * sizeof(TeamState);
+  return (arenas + registers + tables) * sizeof(float) + crew.teams * sizeof(TeamState) +
+         flat_.tables_nbytes();
 }
 
 Engine::Crew Engine::fitting(Crew crew, size_t room) const {
@@ -115,71 +121,89 @@ Engine::Crew Engine::fitting(Crew crew, size_t room) const {
 
 Barrier Engine::barrier_of(int blocks) const {
   if (blocks == 1) return Barrier::block;
-  return blocks - 2 < static_cast<int>(device_.clusters.size()) ? Barrier::cluster : Barrier::memory;
+  return blocks <= device_.cluster ? Barrier::cluster : Barrier::memory;
 }
 
 double Engine::cost(const Crew& crew, int64_t n) const {
-  const double threads = static_cast<double>(crew.blocks) * device_.threads;
   const Barrier barrier = barrier_of(crew.blocks);
   const double wait = barrier == Barrier::block     ? kBlockWaitCycles
                       : barrier == Barrier::cluster ? kClusterWaitCycles
                                                     : kTeamWaitCycles;
-  double total = 0, sums = 0,
-         deepest = 0;  // multiply-adds of launches that do not wait, and the longest chain
+  const double far = matrices() ? kFarMatrixCycles : kFarStepCycles;
+  const double near = matrices() ? kNearMatrixCycles : kNearStepCycles;
+  const int32_t rows = matrices() ? kMatrixRows : kElements, columns = matrices() ? kGroup : 1;
+  const double threads =
+      static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
+  // Of launches that do not wait: of a thread, and the longest sum, or sums of a thread of one block.
+  double total = 0, work = 0, deepest = 0;
   const auto finish = [&] {
-    total += std::max(sums / threads, deepest) * kMultiplyAddCycles;
-    sums = deepest = 0;
+    total += std::max(work, deepest);
+    work = deepest = 0;
   };
   for (const FlatLaunch& launch : flat_.launches) {
     if (launch.waits) finish(), total += wait;
-    const OpRecord& op = program_.ops[launch.op];
-    const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + kTileRows - 1) / kTileRows;
-    const auto depth = static_cast<double>(op.depth);
-    sums += static_cast<double>(tiles * op.channels) * depth;
-    deepest = std::max(deepest, depth);
-    total += kLaunchCycles;
+    const FlatOp& op = flat_.ops[launch.op];
+    const Resident& resident = crew.kept.residents[launch.op];
+    const bool is_near = resident.place >= 0;
+    const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + rows - 1) / rows;
+    const int64_t groups = (op.channels + columns - 1) / columns;
+    const double depth = static_cast<double>(program_.ops[launch.op].depth) / (matrices() ? kMatrixDepth : 1);
+    const double sum = depth * (is_near ? near : far);
+    const double turns = is_near ? static_cast<double>(tiles * resident.width / columns) / threads : 1;
+    work += static_cast<double>(tiles * groups * op.n_parts) * sum / (threads * crew.blocks);
+    deepest = std::max(deepest, std::max(turns, 1.0) * sum);
+    total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
   }
   finish();
   const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;
   return total * static_cast<double>((chunks + crew.teams - 1) / crew.teams);
 }
 
-std::vector<Engine::Crew> Engine::crews(const Request& r) const {
-  if (r.team > 0) return {crew_of(r.n, r.chunk, std::min(r.team, device_.blocks))};
+// With weights in shared memory as far as they may be, and without.
+std::vector<Engine::Crew> Engine::crews(const DeviceRequest& r) const {
   std::vector<Crew> found;
-  for (int blocks = 1; blocks <= device_.blocks; blocks *= 2) found.push_back(crew_of(r.n, r.chunk, blocks));
+  const auto add = [&](int blocks) {
+    const size_t most =
+        r.resident_nbytes < 0 ? device_.shared_nbytes : static_cast<size_t>(r.resident_nbytes);
+    found.push_back(crew_of(r, blocks, most));
+    if (r.resident_nbytes < 0 && found.back().kept.shared_nbytes > 0) found.push_back(crew_of(r, blocks, 0));
+  };
+  if (r.team > 0) {
+    add(std::min(r.team, device_.blocks));
+  } else {
+    for (int blocks = 1; blocks <= device_.blocks; blocks *= 2) add(blocks);
+  }
   return found;
 }
 
-Engine::Crew Engine::choose_crew(const Request& r) const {
+Engine::Crew Engine::choose_crew(const DeviceRequest& r) const {
   const std::vector<Crew> found = crews(r);
   return *std::min_element(found.begin(), found.end(),
                            [&](const Crew& a, const Crew& b) { return cost(a, r.n) < cost(b, r.n); });
 }
 
-std::vector<Estimate> Engine::estimates(const Request& r) const {
+std::vector<Estimate> Engine::estimates(const DeviceRequest& r) const {
   std::vector<Estimate> result;
   for (const Crew& crew : crews(r)) {
-    result.push_back({crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew.blocks)), cost(crew, r.n),
-                      nbytes_of(crew)});
+    result.push_back({crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew.blocks)),
+                      crew.kept.weights_nbytes, weights_nbytes_, cost(crew, r.n), nbytes_of(crew)});
   }
   return result;
 }
 
 // All but its memory.
-Walk Engine::walk_of(const Request& r, const Crew& crew) const {
+Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
   const Program& p = program_;
   Walk walk{};
-  walk.program = {as<FlatBuffer>(buffers_),
-                  as<FlatOp>(ops_),
-                  as<Tap>(taps_),
-                  as<Instruction>(instructions_),
+  walk.program = {nullptr,
+                  flat_.table_places(),
+                  static_cast<int64_t>(flat_.tables_nbytes() / sizeof(uint32_t)),
                   as<int32_t>(attention_),
-                  as<int32_t>(places_),
                   as<Position>(positions_),
                   as<FlatLaunch>(launches_),
                   as<float>(data_),
-                  flat_.halves.empty() ? nullptr : as<uint16_t>(halves_),
+                  flat_.halves.empty() ? nullptr : as<uint32_t>(halves_),
+                  static_cast<int32_t>(flat_.ops.size()),
                   static_cast<int32_t>(flat_.launches.size()),
                   p.colours,
                   p.height,
@@ -193,7 +217,10 @@ Walk Engine::walk_of(const Request& r, const Crew& crew) const {
   walk.top_k = r.sampling.top_k, walk.top_p = r.sampling.top_p;
   walk.teams = crew.teams, walk.team_blocks = crew.blocks, walk.chunk = crew.chunk;
   walk.threads = device_.threads, walk.barrier = barrier_of(crew.blocks);
-  walk.n_scores = flat_.most_keys;
+  walk.matrices = matrices();
+  walk.shared_words = static_cast<int32_t>(crew.kept.shared_nbytes / sizeof(uint32_t));
+  walk.tables_near = crew.kept.tables;
+  walk.n_scores = flat_.most_keys, walk.most_instructions = flat_.most_instructions;
   return walk;
 }
 
@@ -243,13 +270,15 @@ void Engine::run_part(const DeviceRequest& r, const Crew& crew, int64_t first,
   const auto floats = [&](size_t n) { return Memory(device, n * sizeof(float)); };
   Memory arena = floats(static_cast<size_t>(walk.teams) * walk.chunk * std::max<int64_t>(p.arena_floats, 1));
   arena.clear();
-  const Memory registers = floats(static_cast<size_t>(flat_.most_instructions) * kTileRows * threads);
+  const Memory registers = floats(static_cast<size_t>(flat_.most_instructions) * kElements * threads);
   const Memory scores = floats(warps * flat_.most_keys);
   const Memory levels = floats(warps * 3 * p.levels);
   Memory states(device, walk.teams * sizeof(TeamState));
   states.clear();
   unsigned long long flaw = kNoFlaw;
   Memory flaws = sent(device, &flaw, 1);
+  const Memory tables = sent(device, flat_.tables(crew.kept.residents));
+  walk.program.tables = as<uint32_t>(tables);
   walk.arena = static_cast<float*>(arena.get()), walk.registers = static_cast<float*>(registers.get());
   walk.scores = static_cast<float*>(scores.get());
   walk.levels = static_cast<int32_t*>(levels.get());

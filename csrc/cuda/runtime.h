@@ -9,6 +9,7 @@
 #include "core/program.h"
 #include "core/request.h"
 #include "cuda/device.h"
+#include "cuda/resident.h"
 
 namespace pixelfast {
 namespace cuda {
@@ -17,13 +18,16 @@ namespace cuda {
 // `stream`.
 struct DeviceRequest : Request {
   bool on_device = false;
-  int64_t stream = -1;  // -1: one of the run's own
+  int64_t stream = -1;           // -1: one of the run's own
+  int64_t resident_nbytes = -1;  // of a block's weights in shared memory, at most; -1: as is sensible
 };
 
-// A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time.
+// A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time, and weights of so
+// many bytes, of all, in the shared memory of each team.
 struct Estimate {
   int teams, blocks, chunk;
   const char* barrier;
+  int64_t resident_nbytes, weights_nbytes;
   double cycles;
   size_t nbytes;
 };
@@ -40,7 +44,7 @@ class Engine {
   int64_t run(const DeviceRequest& request, const std::function<void(double)>& progress);
 
   // Those that a run chooses between, by the least cycles.
-  std::vector<Estimate> estimates(const Request& request) const;
+  std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
   const Program& program() const { return program_; }
   const DeviceInfo& device() const { return device_; }
@@ -49,22 +53,26 @@ class Engine {
   // How a run is shared: `teams` of `blocks` blocks, each with `chunk` images at a time.
   struct Crew {
     int teams, blocks, chunk;
+    Residency kept;
   };
-  Crew crew_of(int64_t n, int chunk, int blocks) const;
-  std::vector<Crew> crews(const Request& request) const;
-  Crew choose_crew(const Request& request) const;
+  Crew crew_of(const DeviceRequest& request, int blocks, size_t resident_nbytes) const;
+  std::vector<Crew> crews(const DeviceRequest& request) const;
+  Crew choose_crew(const DeviceRequest& request) const;
   Crew fitting(Crew crew, size_t room) const;  // smaller, if need be
   size_t nbytes_of(const Crew& crew) const;
-  Walk walk_of(const Request& request, const Crew& crew) const;
+  Walk walk_of(const DeviceRequest& request, const Crew& crew) const;
   void run_part(const DeviceRequest& request, const Crew& crew, int64_t first,
                 const std::function<void(double)>& progress);
   Barrier barrier_of(int blocks) const;
+  bool matrices() const { return device_.matrices && !flat_.halves.empty(); }
   double cost(const Crew& crew, int64_t n) const;  // in cycles
 
   Program program_;
   Flat flat_;
   DeviceInfo device_;
-  Memory buffers_, ops_, taps_, instructions_, attention_, places_, positions_, launches_, data_, halves_;
+  std::vector<int32_t> urgent_;  // ops by how near their weights should be
+  int64_t weights_nbytes_ = 0;
+  Memory attention_, positions_, launches_, data_, halves_;
 };
 
 }  // namespace cuda

@@ -16,8 +16,9 @@ enum class Half { bfloat16, float16 };  // numbers of 16 bits, two of them in a 
 #ifdef __CUDACC__
 
 #define PIXELFAST_DEVICE __device__
-#define PIXELFAST_ROLLED _Pragma("unroll 1")  // before a loop whose body is to be there once
-#define PIXELFAST_UNROLLED _Pragma("unroll")  // before one that indexes what is to stay in registers
+#define PIXELFAST_INLINE __forceinline__  // so that what a thread keeps stays in registers
+#define PIXELFAST_PRAGMA(text) _Pragma(#text)
+#define PIXELFAST_UNROLL(n) PIXELFAST_PRAGMA(unroll n)  // unroll 1: the body is there once
 
 namespace pixelfast {
 namespace simt {
@@ -111,6 +112,13 @@ PIXELFAST_DEVICE inline float fast_reciprocal(float x) {
   return found;
 }
 
+// What a launch gives each block, of which no word may be touched past the end.
+constexpr int kMostWords = 227 * 1024 / 4;
+PIXELFAST_DEVICE inline Shared<uint32_t, kMostWords>& dynamic_memory() {
+  extern __shared__ __align__(16) uint32_t dynamic_words[];
+  return *reinterpret_cast<Shared<uint32_t, kMostWords>*>(dynamic_words);
+}
+
 // ---- from sm_80 on ---------------------------------------------------------------------------------------
 
 // Starts a copy of 4, 8 or 16 bytes, which both sides are aligned to, from memory of the device to the words
@@ -170,6 +178,17 @@ PIXELFAST_DEVICE inline void load_matrices_turned(const Shared<uint32_t, kSize>&
                : "memory");
 }
 
+// Two numbers rounded to bf16, in a word.
+PIXELFAST_DEVICE inline uint32_t pair_of_bf16(float low, float high) {
+  uint32_t word = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#else
+  __trap();
+#endif
+  return word;
+}
+
 // sum (16 x 8 floats) += a (16 x 16 halves) times b (16 x 8 halves), by a warp. With g = lane / 4 and
 // t = lane % 4, a lane holds of a, row by row: (g, 2t) and the next, (g + 8, 2t), (g, 2t + 8), (g + 8, 2t +
 // 8); of b: (2t, g) and the row below, (2t + 8, g); of the sum: (g, 2t) and the next, (g + 8, 2t) and the
@@ -202,7 +221,7 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
 #include "cuda/emulator.h"
 
 #define PIXELFAST_DEVICE
-#define PIXELFAST_ROLLED
-#define PIXELFAST_UNROLLED
+#define PIXELFAST_INLINE inline
+#define PIXELFAST_UNROLL(n)
 
 #endif

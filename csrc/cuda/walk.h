@@ -3,70 +3,17 @@
 // the bit.
 #pragma once
 
-#include "core/bf16.h"
+#include "cuda/chunk.h"
+#include "cuda/deal.h"
 #include "cuda/flat.h"
 #include "cuda/levels.h"
+#include "cuda/products.h"
 #include "cuda/simt.h"
+#include "cuda/tables.h"
 
 namespace pixelfast {
 namespace cuda {
 namespace {
-
-PIXELFAST_DEVICE inline float fma_of(float a, float b, float c) { return Lanes::fma({a}, {b}, {c}).v; }
-
-PIXELFAST_DEVICE inline float apply(Fn fn, Lanes a, Lanes b) {
-  switch (fn) {
-    case Fn::add:
-      return (a + b).v;
-    case Fn::sub:
-      return (a - b).v;
-    case Fn::mul:
-      return (a * b).v;
-    case Fn::div:
-      return (a / b).v;
-    case Fn::gate:
-      return vgate(a, b).v;
-    case Fn::min:
-      return Lanes::min(a, b).v;
-    case Fn::max:
-      return Lanes::max(a, b).v;
-    case Fn::neg:
-      return vneg(a).v;
-    case Fn::abs:
-      return vabs(a).v;
-    case Fn::sqrt:
-      return Lanes::sqrt(a).v;
-    case Fn::exp:
-      return vexp(a).v;
-    case Fn::log:
-      return vlog(a).v;
-    case Fn::tanh:
-      return vtanh(a).v;
-    case Fn::sigmoid:
-      return vsigmoid(a).v;
-    case Fn::relu:
-      return vrelu(a).v;
-    case Fn::elu:
-      return velu(a).v;
-    default:
-      return a.v;
-  }
-}
-
-// A row: an image at a position.
-struct Row {
-  int32_t y, x;
-  int64_t image;  // of the chunk
-};
-
-// What the instructions of an expression yield, for each row of a tile.
-struct Registers {
-  float* start;
-  int64_t stride;
-  PIXELFAST_DEVICE float& at(int32_t index, int r) const {
-    return start[(static_cast<int64_t>(index) * kTileRows + r) * stride];
-  }
-};
 
 class Walker {
  public:
@@ -74,36 +21,45 @@ class Walker {
       : w_(walk),
         p_(walk.program),
         team_(simt::block() / walk.team_blocks),
-        rank_(simt::block() % walk.team_blocks * walk.threads + simt::thread()),
-        size_(walk.team_blocks * walk.threads) {}
+        block_(simt::block() % walk.team_blocks),
+        products_(walk),
+        deal_(block_, walk.team_blocks) {}
 
-  PIXELFAST_DEVICE void run() {
-    for (first_ = static_cast<int64_t>(team_) * w_.chunk; first_ < w_.n;
-         first_ += static_cast<int64_t>(w_.teams) * w_.chunk) {
-      images_ = w_.n - first_ < w_.chunk ? w_.n - first_ : w_.chunk;
+  PIXELFAST_DEVICE PIXELFAST_INLINE void run() {
+    tables().load();
+    if (w_.shared_words > 0) simt::sync_block();
+    products_.load();
+    for (int64_t first = static_cast<int64_t>(team_) * w_.chunk; first < w_.n;
+         first += static_cast<int64_t>(w_.teams) * w_.chunk) {
+      chunk().begin(first);
       if (barrier()) return;
-      turn_ = rank_;
+      FlatLaunch next = launch_at(0);  // read while others are run, since it is far
       for (int i = 0; i < p_.n_launches; ++i) {
-        const FlatLaunch& launch = p_.launches[i];
-        if (launch.waits) {
-          if (barrier()) return;
-          turn_ = rank_;
-        }
+        const FlatLaunch launch = next;
+        next = launch_at(i + 1);
+        if (launch.waits && barrier()) return;
         run_launch(launch);
-        steps_ += launch.ends_step, rows_ += launch.positions * images_;
+        steps_ += launch.ends_step, rows_ += launch.positions * chunk().images();
       }
     }
-    if (rank_ == 0) simt::fetch_add(w_.done, steps_);
+    if (is_first()) simt::fetch_add(w_.done, steps_);
   }
 
  private:
+  PIXELFAST_DEVICE Chunk& chunk() { return products_.chunk(); }
+  PIXELFAST_DEVICE const Tables& tables() { return chunk().tables(); }
+  PIXELFAST_DEVICE bool is_first() const { return block_ == 0 && simt::thread() == 0; }  // of the team
+  PIXELFAST_DEVICE FlatLaunch launch_at(int i) const {
+    return i < p_.n_launches ? p_.launches[i] : FlatLaunch{};
+  }
+
   // Waits for all threads of the team. Whether all stop: now and then, at the same barriers for all, the
   // first thread asks the host, whose memory is far.
   PIXELFAST_DEVICE bool barrier() {
     TeamState& state = w_.states[team_];
     const bool polls = steps_ >= kPollSteps || rows_ >= kPollRows;
     if (polls) {
-      if (rank_ == 0) {
+      if (is_first()) {
         state.stop[n_polls_ % 2] = simt::load_acquire(w_.stop);
         simt::fetch_add(w_.done, steps_);
       }
@@ -119,6 +75,7 @@ class Walker {
       default:
         wait_in_memory(state);
     }
+    deal_.restart();
     return polls && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
   }
 
@@ -140,177 +97,40 @@ class Walker {
     simt::sync_block();
   }
 
-  PIXELFAST_DEVICE Row row_of(const FlatLaunch& launch, int64_t row) const {
-    const auto position = static_cast<uint32_t>(row) / static_cast<uint32_t>(images_);
-    const Position& at = p_.positions[launch.first_position + position];
-    return {at.y, at.x, row - static_cast<int64_t>(position) * images_};
-  }
-
-  PIXELFAST_DEVICE const float* base(const FlatBuffer& b, int64_t image) const {
-    switch (static_cast<Space>(b.space)) {
-      case Space::arena:
-        return arena() + image * p_.arena_floats;
-      case Space::data:
-        return p_.data;
-      default:
-        return w_.conditions + (first_ + image) * p_.condition_floats;
-    }
-  }
-  PIXELFAST_DEVICE float* arena() const {
-    return w_.arena + static_cast<int64_t>(team_) * w_.chunk * p_.arena_floats;
-  }
-
-  // One channel of a buffer; null outside the grid.
-  PIXELFAST_DEVICE const float* place(int32_t buffer, int32_t channel, const Row& r, int32_t y,
-                                      int32_t x) const {
-    const FlatBuffer& b = p_.buffers[buffer];
-    if (y < 0 || y >= b.height || x < 0 || x >= b.width) return nullptr;
-    return base(b, r.image) + p_.places[b.rows + y] + p_.places[b.columns + x] + channel;
-  }
-  PIXELFAST_DEVICE float* here(int32_t buffer, int32_t channel, const Row& r) const {
-    return const_cast<float*>(place(buffer, channel, r, r.y, r.x));
-  }
-
-  // Units of work are dealt to the threads in turn, on from launch to launch until they wait for each other.
-  PIXELFAST_DEVICE void run_launch(const FlatLaunch& launch) {
-    const FlatOp& op = p_.ops[launch.op];
-    const int64_t rows = launch.positions * images_;
-    int64_t threads = 0;  // that have a unit
+  PIXELFAST_DEVICE PIXELFAST_INLINE void run_launch(const FlatLaunch& launch) {
+    const FlatOp& op = tables().op(launch.op);
+    const int64_t rows = launch.positions * chunk().images();
+    const auto row = [&](int64_t k) { return chunk().row_of(launch, k); };
     switch (static_cast<Op>(op.op)) {
       case Op::input:
-        threads = rows * op.channels;
-        for (int64_t k = turn_; k < threads; k += size_) {
-          run_input(op, row_of(launch, k / op.channels), static_cast<int32_t>(k % op.channels));
-        }
+        deal_.each<1>(Among::team, rows * op.channels, [&](int64_t k) {
+          run_input(op, row(k / op.channels), static_cast<int32_t>(k % op.channels));
+        });
         break;
       case Op::conv:
-      case Op::map: {
-        threads = (rows + kTileRows - 1) / kTileRows * op.channels;
-        for (int64_t k = turn_; k < threads; k += size_) {
-          run_tile(op, launch, k / op.channels * kTileRows, rows, static_cast<int32_t>(k % op.channels));
-        }
+      case Op::map:
+        products_.run(op, launch, deal_);
         break;
-      }
       case Op::attend:
-        threads = rows * op.heads * simt::kWarp;
-        for (int64_t k = turn_ / simt::kWarp; k < rows * op.heads; k += size_ / simt::kWarp) {
-          run_attention(op, row_of(launch, k / op.heads), static_cast<int32_t>(k % op.heads));
-        }
+        deal_.each<simt::kWarp>(Among::team, rows * op.heads, [&](int64_t k) {
+          run_attention(op, row(k / op.heads), static_cast<int32_t>(k % op.heads));
+        });
         break;
       default:
-        threads = rows * simt::kWarp;
-        for (int64_t k = turn_ / simt::kWarp; k < rows; k += size_ / simt::kWarp) {
-          run_head(op, row_of(launch, k));
-        }
+        deal_.each<simt::kWarp>(Among::team, rows, [&](int64_t k) { run_head(op, row(k)); });
     }
-    // By whole warps, which stay together.
-    const auto dealt = static_cast<int>((threads + simt::kWarp - 1) / simt::kWarp * simt::kWarp % size_);
-    turn_ = turn_ >= dealt ? turn_ - dealt : turn_ - dealt + size_;
   }
 
-  PIXELFAST_DEVICE int64_t pixel(const Row& r, int32_t colour) const {
-    return (((first_ + r.image) * p_.colours + colour) * p_.height + r.y) * p_.width + r.x;
+  PIXELFAST_DEVICE int warp_of_grid() const {
+    return (simt::block() * w_.threads + simt::thread()) / simt::kWarp;
   }
 
   PIXELFAST_DEVICE void run_input(const FlatOp& op, const Row& r, int32_t c) {
-    const int32_t found = w_.images[pixel(r, op.colour)];  // the caller's, where nothing was drawn yet
+    const int32_t found =
+        w_.images[chunk().pixel(r, op.colour)];  // the caller's, where nothing was drawn yet
     const int32_t level = found >= 0 && found < p_.levels ? found : 0;
-    here(op.buffer, op.channel, r)[c] = p_.data[op.table + static_cast<int64_t>(level) * op.channels + c];
-  }
-
-  // Up to kTileRows rows of one output channel.
-  PIXELFAST_DEVICE void run_tile(const FlatOp& op, const FlatLaunch& launch, int64_t first, int64_t rows,
-                                 int32_t c) {
-    const int n = rows - first < kTileRows ? static_cast<int>(rows - first) : kTileRows;
-    Row row[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) row[r] = row_of(launch, first + (r < n ? r : n - 1));
-    float value[kTileRows];
-    float own[kOwnRegisters * kTileRows];
-    const int64_t all = static_cast<int64_t>(w_.teams) * size_;
-    const Registers registers =
-        op.n_instructions <= kOwnRegisters
-            ? Registers{own, 1}
-            : Registers{w_.registers + static_cast<int64_t>(team_) * size_ + rank_, all};
-    if (op.n_instructions == 0) {
-      product(op, row, c, value);
-    } else {
-      for (int i = 0; i < op.n_instructions; ++i) {
-        const Instruction& ins = p_.instructions[op.first_instruction + i];
-        for (int r = 0; r < kTileRows; ++r) value[r] = 0.0f;
-        if (ins.fn == Fn::product) {
-          product(op, row, ins.a + c, value);
-        } else {
-          for (int r = 0; r < n; ++r) value[r] = evaluate(ins, registers, row[r], r, c);
-        }
-        for (int r = 0; r < n; ++r) registers.at(i, r) = value[r];
-      }
-    }
-    for (int r = 0; r < n; ++r) here(op.buffer, op.channel, row[r])[c] = value[r];
-  }
-
-  PIXELFAST_DEVICE float evaluate(const Instruction& ins, const Registers& registers, const Row& row, int r,
-                                  int32_t c) const {
-    switch (ins.fn) {
-      case Fn::load:
-      case Fn::splat: {
-        const float* p = place(ins.a, ins.b, row, row.y + ins.c, row.x + ins.d);
-        return p == nullptr ? 0.0f : p[ins.fn == Fn::load ? c : 0];
-      }
-      case Fn::vector:
-        return p_.data[ins.a + c];
-      case Fn::scalar:
-        return Lanes::floats({ins.a}).v;
-      case Fn::store: {
-        const float value = registers.at(ins.a, r);
-        here(ins.b, ins.c, row)[c] = value;
-        return value;
-      }
-      default: {
-        const Lanes a = {registers.at(ins.a, r)};
-        return apply(ins.fn, a, ins.fn <= Fn::max ? Lanes{registers.at(ins.b, r)} : a);
-      }
-    }
-  }
-
-  // Product channel j of a tile: each row is one chain of multiply-adds.
-  PIXELFAST_DEVICE void product(const FlatOp& op, const Row* row, int32_t j, float* value) const {
-    const float bias = op.bias < 0 ? 0.0f : p_.data[op.bias + j];
-    for (int r = 0; r < kTileRows; ++r) {
-      value[r] = bias;
-      if (op.start_buffer < 0) continue;
-      const float* start = place(op.start_buffer, op.start_channel, row[r], row[r].y, row[r].x);
-      value[r] = start == nullptr ? 0.0f : start[j];
-    }
-    if (p_.halves == nullptr) {
-      add_products(
-          op, row, p_.data + op.weight + j, value, [](float x) { return x; }, [](float w) { return w; });
-    } else {
-      add_products(
-          op, row, p_.halves + op.weight + j, value, [](float x) { return from_bf16(bf16_of(x)); },
-          [](uint16_t w) { return from_bf16(w); });
-    }
-  }
-
-  template <class Weight, class Input, class Widen>
-  PIXELFAST_DEVICE void add_products(const FlatOp& op, const Row* row, const Weight* weight, float* value,
-                                     Input input, Widen widen) const {
-    float acc[kTileRows];
-    for (int r = 0; r < kTileRows; ++r) acc[r] = value[r];
-    for (int t = 0; t < op.n_taps; ++t) {
-      const Tap& tap = p_.taps[op.first_tap + t];
-      const float* in[kTileRows];
-      for (int r = 0; r < kTileRows; ++r) {
-        in[r] = place(tap.buffer, tap.channel, row[r], row[r].y * op.stride_y + tap.dy,
-                      row[r].x * op.stride_x + tap.dx);
-      }
-      for (int i = 0; i < tap.channels; ++i, weight += op.product_channels) {
-        const float w = widen(*weight);
-        for (int r = 0; r < kTileRows; ++r) {
-          acc[r] = fma_of(in[r] == nullptr ? 0.0f : input(in[r][i]), w, acc[r]);
-        }
-      }
-    }
-    for (int r = 0; r < kTileRows; ++r) value[r] = acc[r];
+    chunk().here(op.buffer, op.channel, r)[c] =
+        p_.data[op.table + static_cast<int64_t>(level) * op.channels + c];
   }
 
   // The sum of what the first sixteen lanes of a warp hold, the far half added to the near one; in all lanes.
@@ -324,19 +144,20 @@ class Walker {
 
   // A warp for each head of a position.
   PIXELFAST_DEVICE void run_attention(const FlatOp& op, const Row& r, int32_t head) {
-    const FlatBuffer& keys = p_.buffers[op.key_buffer];
-    const FlatBuffer& values = p_.buffers[op.value_buffer];
+    const FlatBuffer& keys = tables().buffer(op.key_buffer);
+    const FlatBuffer& values = tables().buffer(op.value_buffer);
     const int lane = simt::lane();
-    const float* query = here(op.query_buffer, op.query_channel, r) + head * op.key_channels;
-    const float* key = base(keys, r.image) + keys.offset + op.key_channel + head * op.key_channels;
-    const float* value = base(values, r.image) + values.offset + op.value_channel + head * op.value_channels;
+    const float* query = chunk().here(op.query_buffer, op.query_channel, r) + head * op.key_channels;
+    const float* key = chunk().base(keys, r.image) + keys.offset + op.key_channel + head * op.key_channels;
+    const float* value =
+        chunk().base(values, r.image) + values.offset + op.value_channel + head * op.value_channels;
     const int32_t* runs = p_.attention + op.runs + 2 * p_.attention[op.first_runs + r.x];
     const int32_t n_runs = p_.attention[op.first_runs + r.x + 1] - p_.attention[op.first_runs + r.x];
-    const int warp = (team_ * size_ + rank_) / simt::kWarp;
+    const int warp = warp_of_grid();
     float* scores = w_.scores + static_cast<int64_t>(warp) * w_.n_scores;
     const float* bias = nullptr;
     if (op.bias_heads > 0) {
-      const int64_t width = p_.buffers[op.query_buffer].width;
+      const int64_t width = tables().buffer(op.query_buffer).width;
       const int64_t table = op.bias_heads > 1 ? head * width : 0;
       bias = p_.data + op.attention_bias + (table + r.x) * keys.width;
     }
@@ -362,7 +183,7 @@ class Walker {
     }
     const float total = sum_of_sixteen(part);
     simt::sync_warp();
-    float* out = here(op.buffer, op.channel, r) + head * op.value_channels;
+    float* out = chunk().here(op.buffer, op.channel, r) + head * op.value_channels;
     for (int32_t j = lane; j < op.value_channels; j += simt::kWarp) {
       float acc = 0.0f;
       int k = 0;
@@ -395,19 +216,19 @@ class Walker {
   // matter.
   PIXELFAST_DEVICE void run_head(const FlatOp& op, const Row& r) {
     const Levels levels(w_);
-    const float* row = here(op.buffer, op.channel, r);
+    const float* row = chunk().here(op.buffer, op.channel, r);
     const bool bernoulli = static_cast<Op>(op.op) == Op::bernoulli;
     const auto logit = [&](int k) { return bernoulli ? (k == 0 ? 0.0f : *row) : row[k]; };
-    const int64_t sub_pixel = pixel(r, op.colour);
+    const int64_t sub_pixel = chunk().pixel(r, op.colour);
     float largest = 0.0f;
     if (!levels.find_largest(logit, sub_pixel, &largest)) return;
-    const int warp = (team_ * size_ + rank_) / simt::kWarp;
+    const int warp = warp_of_grid();
     int32_t* table = w_.levels + static_cast<int64_t>(warp) * 3 * p_.levels;
     const int argmax = levels.fill_weights(logit, largest, table);
     if (w_.top_k > 0 || w_.top_p < 1.0) levels.filter(logit, table);
     levels.fill_frequencies(argmax, table);
     const bool given = w_.given != nullptr ? w_.given[sub_pixel] != 0 : w_.all_given != 0;
-    const uint64_t image = w_.first_index + static_cast<uint64_t>(first_ + r.image);
+    const uint64_t image = w_.first_index + static_cast<uint64_t>(chunk().image(r));
     const uint64_t place = static_cast<uint64_t>(r.y) * p_.width + r.x;
     const int32_t found = given ? w_.images[sub_pixel] : 0;  // the caller's memory: anything may be there
     const int level = !given ? levels.draw(table, image, place * p_.colours + op.colour)
@@ -423,11 +244,11 @@ class Walker {
 
   const Walk& w_;
   const FlatProgram& p_;
-  const int team_, rank_, size_;  // rank: of a thread in its team
-  int64_t first_ = 0, images_ = 0;
+  const int team_, block_;  // block: of the team
+  Products products_;
+  Deal deal_;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
   int64_t rows_ = 0;             // and rows
-  int turn_ = 0;                 // the first unit of a launch that is this thread's
 };
 
 }  // namespace

@@ -19,6 +19,7 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/runtime.h"
+#include "cuda/device_emulated.h"
 #include "cuda/runtime.h"
 
 extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
@@ -152,14 +153,26 @@ void check_bf16(const File& file) {
   }
 }
 
-// The device code, on fibers, of which the thread sanitizer knows nothing.
+// As the cuda runtime, by its device code on fibers, of which the thread sanitizer knows nothing.
+[[maybe_unused]] cuda::Engine load_on_device(const File& file, bool bf16, bool matrices = true) {
+  cuda::emulated.matrices = matrices;
+  return cuda::Engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
+                      static_cast<int64_t>(file.data.size()), 0, bf16);
+}
+
 void check_device(const File& file) {
 #ifndef __SANITIZE_THREAD__
-  const Result want = run(load(file, *usable_kernels().back()), 3, {1, 1, 1});
-  cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
-                      static_cast<int64_t>(file.data.size()), 0, false);
-  for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
-    require(run_as<cuda::DeviceRequest>(engine, 3, how) == want, file, "other bits in the device code");
+  const auto check = [&](cuda::Engine engine, const Result& want, const char* what) {
+    for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
+      require(run_as<cuda::DeviceRequest>(engine, 3, how) == want, file, what);
+    }
+  };
+  check(load_on_device(file, false), run(load(file, *usable_kernels().back()), 3, {1, 1, 1}),
+        "other bits in the device code");
+  for (const bool matrices : {false, true}) {
+    cuda::Engine engine = load_on_device(file, true, matrices);
+    const Result want = run_as<cuda::DeviceRequest>(engine, 3, {1, 3, 1});
+    check(std::move(engine), want, "other bits in the bf16 mode of the device code");
   }
 #else
   (void)file;
@@ -196,21 +209,22 @@ struct Tally {
   int64_t refused = 0, large = 0, ran = 0, stopped = 0;
 };
 
-// On every instruction set, where it is not refused.
 // A short damaged program, by the device code.
 void run_damaged_on_device(const File& file, const Program& p) {
 #ifndef __SANITIZE_THREAD__
   int64_t positions = 0;
   for (const Launch& launch : p.launches) positions += launch.positions;
   if (positions > kMostPositions || p.launches.size() > kMostLaunches) return;
-  cuda::Engine engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
-                      static_cast<int64_t>(file.data.size()), 0, false);
-  run_as<cuda::DeviceRequest>(engine, 1, {});
+  for (const bool bf16 : {false, true}) {
+    cuda::Engine engine = load_on_device(file, bf16);
+    run_as<cuda::DeviceRequest>(engine, 1, {});
+  }
 #else
   (void)file, (void)p;
 #endif
 }
 
+// On every instruction set, where it is not refused.
 void run_damaged(const File& file, Tally& tally) {
   for (const Kernels* kernels : usable_kernels()) {
     try {
