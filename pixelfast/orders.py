@@ -21,7 +21,6 @@ from .sharing import share
 ORDERS = ("auto", "raster", "wavefront")
 
 _LAUNCH = 6000  # multiply-adds that take as long as starting an op
-_IN_ROWS = 0.92  # of the estimate: a row, all of it at once, is read in the order in which it lies
 
 _ORDERS: Recent[R.Order] = Recent(32)
 _SCHEDULES: Recent[tuple[list[float], Callable[[P.Plan], S.Schedule]]] = Recent(16)
@@ -72,7 +71,7 @@ def _cheapest(plan: P.Plan, skew: int) -> R.Order:
     dependence, width = R.Dependence(plan), plan.shape[2]
     skews = [skew, *itertools.takewhile(lambda s: s < width, (skew + 2**i for i in itertools.count()))]
     raster = R.raster(plan.shape)
-    found, last = [(_IN_ROWS * cost(dependence, raster), raster)], math.inf
+    found, last = [(cost(dependence, raster), raster)], math.inf
     for order in (R.wavefront(plan.shape, s) for s in skews):
         here = cost(dependence, order)
         found.append((here, order))
