@@ -79,7 +79,7 @@ double far_fetch() {
   static const double found = [] {
     const Kernels& kernels = *usable_kernels().back();
     const double peak = measure_peak(kernels, 1, 0.01, [] {});
-    return std::max(kNearFetch, sizeof(float) * peak / measure_bandwidth(kernels, int64_t{16} << 20, 0.02));
+    return std::max(kNearFetch, sizeof(float) * peak / measure_bandwidth(kernels, 4 * second_level(), 0.02));
   }();
   return found;
 }
