@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelfast import data, models
+from pixelfast import _emulated, data, models
 from pixelfast.sampler import compile as compile_model
 from pixelfast.train import evaluate, train
 
@@ -442,6 +442,16 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     other = compile_model(models.PixelCNN(levels=3, hidden=5), shape=tiny.shape)
     with pytest.raises(ValueError, match="emulated and cpu draw different images"):
         gpu.verify(compile_model(tiny.model(), shape=tiny.shape, backend="emulated"), other)
+
+
+def test_a_training_step_is_by_the_kernels(monkeypatch):
+    calls = []
+    for name in ("forward", "input_grad", "weight_grad"):
+        work = getattr(gpu.Kernels, name)
+        counted = lambda *args, name=name, work=work: calls.append(name) or work(*args)  # noqa: E731
+        monkeypatch.setattr(gpu.Kernels, name, counted)
+    gpu.training_step(_emulated, 4, 1, 3, 1, "cpu", 1)
+    assert set(calls) == {"forward", "input_grad", "weight_grad"}
 
 
 def test_gpu_says_that_nothing_was_measured(monkeypatch):

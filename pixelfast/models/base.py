@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import heads
 from .._files import replacing
+from ..masked_conv import live_taps, masked_conv2d
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -172,7 +172,7 @@ class AutoregressiveModel(nn.Module):
 
 
 class MaskedConv2d(nn.Module):
-    """A convolution of which only the taps that the mask allows are live.
+    """A convolution of which only the taps that the mask allows are live: `masked_conv2d` with weights of its own.
 
     The input is padded with zeros by `pad` (left, right, top, bottom; negative values crop), so a kernel
     holds only the rows and columns that are not wholly dead. `mask` is None where every tap is live.
@@ -197,15 +197,14 @@ class MaskedConv2d(nn.Module):
         if mask is not None:
             mask = mask.expand(outputs, inputs, *kernel).contiguous()
             live = max(1.0, mask.sum().item() / outputs)
-            mask = None if mask.all() else mask.float()
+            mask = None if mask.all() else mask.bool()
         self.register_buffer("mask", mask, persistent=False)
+        self.taps = None if mask is None else live_taps(mask, kernel)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, *kernel) * (gain / math.sqrt(live)))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if any(self.pad):
-            x = F.pad(x, self.pad)
-        return F.conv2d(x, self.weight if self.mask is None else self.weight * self.mask, self.bias)
+        return masked_conv2d(x, self.weight, self.bias, mask=self.mask, padding=self.pad, taps=self.taps)
 
 
 def colour_mask(outputs: int, inputs: int, channels: int, *, strict: bool, halves: int = 1) -> Tensor:
