@@ -342,6 +342,13 @@ def _layout(*operands: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _empty(like: Tensor, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
+    """As `like.new_empty(shape).contiguous(memory_format=layout)`, which would copy."""
+    both = shape[1] == 1 or shape[2] == shape[3] == 1  # then a tensor is of both layouts, and stays as it is
+    layout = torch.contiguous_format if both else layout
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def _forward_fake(
     x: Tensor,
     weight: Tensor,
@@ -355,24 +362,23 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     size = _output_size(x.shape[2:], weight.shape[2:], padding)
     outputs, layout = weight.shape[0], _layout(x, weight)
-    wide = x.new_empty((x.shape[0], outputs, *size)).contiguous(memory_format=layout)
+    wide = _empty(x, (x.shape[0], outputs, *size), layout)
     if not gate:
         return wide, x.new_empty(0)
-    return x.new_empty((x.shape[0], outputs // 2, *size)).contiguous(memory_format=layout), wide
+    return _empty(x, (x.shape[0], outputs // 2, *size), layout), wide
 
 
 def _input_grad_fake(
     grad: Tensor, weight: Tensor, mask: Tensor | None, size: Sequence[int], padding: Any, taps: Any
 ) -> Tensor:
-    found = grad.new_empty((grad.shape[0], weight.shape[1], *size))
-    return found.contiguous(memory_format=_layout(grad, weight))
+    return _empty(grad, (grad.shape[0], weight.shape[1], *size), _layout(grad, weight))
 
 
 def _weight_grad_fake(
     grad: Tensor, x: Tensor, mask: Tensor | None, kernel: Sequence[int], padding: Any, taps: Any, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    found = grad.new_empty((grad.shape[1], x.shape[1], *kernel))
-    return found.contiguous(memory_format=_layout(grad, x)), grad.new_empty(grad.shape[1] if bias else 0)
+    found = _empty(grad, (grad.shape[1], x.shape[1], *kernel), _layout(grad, x))
+    return found, grad.new_empty(grad.shape[1] if bias else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
