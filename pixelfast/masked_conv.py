@@ -8,6 +8,7 @@ A kernel for a device is one more `impl` of the same three ops, and the twin def
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def masked_conv2d(
         bias: float (C_out,), or None.
         mask: bool, broadcastable to the weight, True where it is live; None if all of it is.
         padding: zeros to the left, right, top and bottom; negative values crop.
-        taps: `live_taps` of the mask, so that dead taps can be skipped. Of no other mask: what a tap adds that is live
+        taps: `live_taps` of the mask, ascending, so that dead taps can be skipped. Of no other mask: what a tap adds that is live
             and not among them is undefined. None looks at every tap, for the same result.
         condition: float (N, C_out), or (N, C_out, H_out, W_out), or None.
         gate: whether to gate, which leaves C_out / 2 channels.
@@ -139,8 +140,15 @@ def _check(
     if taps is not None:
         if mask is None:
             raise ValueError(f"{where} taps are of a mask, and there is none")
-        if any(not 0 <= tap < rows * columns for tap in taps):
-            raise ValueError(f"{where} taps must be in [0, {rows * columns}), got {tuple(taps)}")
+        _check_taps(taps, rows * columns)
+
+
+def _check_taps(taps: Sequence[int], count: int) -> None:
+    """`count`: of the kernel's taps."""
+    if any(a >= b for a, b in itertools.pairwise(taps)):
+        raise ValueError(f"[masked_conv2d] taps must ascend, got {tuple(taps)}")
+    if taps and not 0 <= taps[0] <= taps[-1] < count:
+        raise ValueError(f"[masked_conv2d] taps must be in [0, {count}), got {tuple(taps)}")
 
 
 def _check_mask(where: str, mask: Tensor, shape: Sequence[int | None]) -> None:
