@@ -103,7 +103,12 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   const int64_t tile = simt::block() % (row_blocks * column_blocks), row_block = tile / column_blocks;
   const int first = static_cast<int>(tile % column_blocks) * kTensorColumns;
   const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.columns;
-  const int64_t begin = positions * split / a.splits, end = positions * (split + 1) / a.splits;
+  // Parts end where steps do: zero times the inputs of what comes after is not zero, where those are
+  // infinite.
+  const int64_t all_steps = (positions + kStep - 1) / kStep;
+  const int64_t begin = kStep * (all_steps * split / a.splits);
+  const int64_t past_end = kStep * (all_steps * (split + 1) / a.splits);
+  const int64_t end = past_end < positions ? past_end : positions;
   const int steps = static_cast<int>((end - begin + kStep - 1) / kStep);
 
   const int lane = simt::lane(), warp = simt::thread() / simt::kWarp;
@@ -144,7 +149,8 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
       for (int i = 0; i < 4; ++i) {
         const int tap = i / 2, unit = i % 2 * 2 + lane / 8 % 2;
         const int word = word_of<kUnitsOfStep>(16 * half + line + dx[tap] - a.left, unit);
-        const bool inside = static_cast<uint32_t>(x[half] + dx[tap]) < static_cast<uint32_t>(a.in_width);
+        const bool inside =
+            x[half] < a.width && static_cast<uint32_t>(x[half] + dx[tap]) < static_cast<uint32_t>(a.in_width);
         simt::load_matrices_turned(memory.words, inside ? strips + strip[tap] + word : GradTiles::kZeros,
                                    f.rows[i]);
       }
