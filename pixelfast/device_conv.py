@@ -143,9 +143,13 @@ class Kernels:
         """Whether the kernels have the type, and room for the taps, the sides and the positions."""
         batch, _, outputs, height, width, _, in_width = sizes = shape["sizes"]
         reach = max((max(abs(y), abs(x)) for y, x, _, _ in shape["taps"]), default=0)
-        few = max(sizes) <= MOST and batch * height * max(width, in_width) * outputs <= MOST * LEAST_OF_A_BLOCK
+        few = (
+            max(sizes) <= MOST and batch * height * max(width, in_width) * outputs <= MOST * LEAST_OF_A_BLOCK
+        )
         sides = max(*sizes[3:], *shape["kernel"], reach) <= self.module.most_side
-        return shape["type"] in TYPES.values() and len(shape["taps"]) <= self.module.most_taps and sides and few
+        return (
+            shape["type"] in TYPES.values() and len(shape["taps"]) <= self.module.most_taps and sides and few
+        )
 
     def register(self, library: torch.library.Library, key: str) -> None:
         """Make these what the ops are on the devices of a dispatch key, for as long as the library lives.

@@ -64,8 +64,8 @@ def masked_conv2d(
         bias: float (C_out,), or None.
         mask: bool, broadcastable to the weight, True where it is live; None if all of it is.
         padding: zeros to the left, right, top and bottom; negative values crop.
-        taps: `live_taps` of the mask, ascending, so that dead taps can be skipped. Of no other mask: what a tap adds that is live
-            and not among them is undefined. None looks at every tap, for the same result.
+        taps: `live_taps` of the mask, ascending, so that dead taps can be skipped. Of no other mask: what a tap adds
+            that is live and not among them is undefined. None looks at every tap, for the same result.
         condition: float (N, C_out), or (N, C_out, H_out, W_out), or None.
         gate: whether to gate, which leaves C_out / 2 channels.
         residual: float of the result's shape, or None.

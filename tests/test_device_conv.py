@@ -451,7 +451,7 @@ def test_empty_batches(gate):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bias": torch.zeros(4, dtype=torch.float16)}, "bias must be torch.bfloat16 on cpu as x is, got torch.float16"),
+        ({"bias": torch.zeros(4, dtype=torch.float16)}, "bias must be torch.bfloat16 .* got torch.float16"),
         ({"bias": torch.zeros(1, dtype=torch.bfloat16)}, r"bias must be \(4,\), got"),
         ({"residual": torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)}, r"residual must be \(1, 4, 3, 3\), got"),
         ({"taps": [7]}, r"taps must be in \[0, 1\), got \(7,\)"),
@@ -522,9 +522,9 @@ def test_bad_arguments_are_refused(changed, message):
     t = torch.zeros(1, 1, 1, 1)
     nothing, full = (0, (0, 0, 0, 0)), (t.data_ptr(), (1, 1, 1, 1))
     arguments = {
-        "type": 0, "sizes": [1] * 7, "kernel": [1, 1], "taps": [(0, 0, 0, 0)], "input": full, "weight": full, "mask": nothing,
-        "bias": (0,), "condition": nothing, "residual": nothing, "factors": nothing, "out": full,
-        "packed": (0, 0), "gate": False, "device": 0, "stream": 0,
+        "type": 0, "sizes": [1] * 7, "kernel": [1, 1], "taps": [(0, 0, 0, 0)], "input": full,
+        "weight": full, "mask": nothing, "bias": (0,), "condition": nothing, "residual": nothing,
+        "factors": nothing, "out": full, "packed": (0, 0), "gate": False, "device": 0, "stream": 0,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         _emulated.masked_conv(**(arguments | changed))
