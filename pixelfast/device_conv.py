@@ -176,13 +176,14 @@ def check_gradient(
     where = "[masked_conv2d]"
     if other.ndim != 4 or tuple(grad.shape) != tuple(result) or min(result[2:]) < 1:
         raise ValueError(f"{where} grad must be {tuple(result)}, got {tuple(grad.shape)}")
+    if grad.dtype != other.dtype or grad.device != other.device:
+        raise ValueError(
+            f"{where} grad must be {other.dtype} on {other.device}, got {grad.dtype} on {grad.device}"
+        )
     if mask is not None:
         twin._check_mask("masked_conv2d", mask, tuple(weight))
-    for t in (grad, mask):
-        if t is not None and (t.device != other.device or t.dtype not in (other.dtype, torch.bool)):
-            raise ValueError(
-                f"{where} operands must be {other.dtype} on {other.device}, got {t.dtype} on {t.device}"
-            )
+        if mask.device != other.device:
+            raise ValueError(f"{where} mask must be on {other.device}, got {mask.device}")
     twin._check_taps(taps, weight[2] * weight[3])
 
 

@@ -165,8 +165,8 @@ def spread(t, of_image=0, of_row=0, of_column=0, start=0):
     [
         {},
         {"of_column": 8, "start": 8},
-        {"of_column": 1},
-        {"of_row": 1},
+        {"of_column": 1, "of_row": 3},  # of the strides one is no multiple of eight
+        {"of_row": 1, "of_image": 4},
         {"of_image": 1},
         {"start": 8},
         {"start": 1},
@@ -481,7 +481,7 @@ def test_bad_operands_are_refused(change, message):
 @pytest.mark.parametrize(
     ("grad", "message"),
     [
-        (torch.zeros(1, 4, 3, 3), "operands must be torch.bfloat16 on cpu, got torch.float32 on cpu"),
+        (torch.zeros(1, 4, 3, 3), "grad must be torch.bfloat16 on cpu, got torch.float32 on cpu"),
         (torch.zeros(1, 4, 3, 2, dtype=torch.bfloat16), r"grad must be \(1, 4, 3, 3\), got \(1, 4, 3, 2\)"),
     ],
 )
