@@ -16,6 +16,8 @@ from . import masked_conv as twin
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 NOTHING = (0, (0, 0, 0, 0))
+MOST = 2**31 - 1  # blocks of a launch, and what a size may be
+LEAST_OF_A_BLOCK = 64  # positions times outputs, where there are so many
 
 
 class Kernels:
@@ -40,16 +42,19 @@ class Kernels:
         residual: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """As `pixelfast::masked_conv2d`."""
-        if not self.fits(x, taps):
+        twin._check([x, weight, bias, condition, residual], mask, padding, None, gate)
+        outputs, _, *kernel = weight.shape
+        twin._check_taps(taps, kernel[0] * kernel[1])
+        size = twin._output_size(x.shape[2:], kernel, padding)
+        places = [(y - padding[2], x - padding[0], y, x) for y, x in (divmod(t, kernel[1]) for t in taps)]
+        shape = shape_of(x, outputs, size, kernel, places)
+        if not self.fits(shape):
             return twin._forward(x, weight, bias, mask, padding, taps, condition, gate, residual)
         bias = None if bias is None else bias.contiguous()
         out, factors = twin._forward_fake(x, weight, bias, mask, padding, taps, condition, gate, residual)
-        columns, (left, _, top, _) = weight.shape[3], padding
-        places = [(t // columns - top, t % columns - left, t // columns, t % columns) for t in taps]
         per_position = (
-            None if condition is None else twin._per_position(condition).expand(*factors_of(out, weight))
+            None if condition is None else twin._per_position(condition).expand(x.shape[0], outputs, *size)
         )
-        shape = shape_of(x, weight.shape[0], out, places)
         packed = room(x, self.module.masked_conv_nbytes(**shape, gate=gate))
         self.module.masked_conv(
             **shape,
@@ -77,12 +82,14 @@ class Kernels:
         taps: Sequence[int],
     ) -> Tensor:
         """As `pixelfast::masked_conv2d_input_grad`: a convolution with the taps turned round."""
-        if not self.fits(grad, taps):
+        outputs, inputs, *kernel = weight.shape
+        result = grad.shape[0], outputs, *twin._output_size(size, kernel, padding)
+        check_gradient(grad, result, weight, mask, weight.shape, taps)
+        places = [(padding[2] - y, padding[0] - x, y, x) for y, x in (divmod(t, kernel[1]) for t in taps)]
+        shape = shape_of(grad, inputs, size, kernel, places)
+        if not self.fits(shape):
             return twin._input_grad(grad, weight, mask, size, padding, taps)
         out = twin._input_grad_fake(grad, weight, mask, size, padding, taps)
-        columns, (left, _, top, _) = weight.shape[3], padding
-        places = [(top - t // columns, left - t % columns, t // columns, t % columns) for t in taps]
-        shape = shape_of(grad, out.shape[1], out, places)
         packed = room(grad, self.module.masked_conv_nbytes(**shape, gate=False))
         self.module.masked_conv(
             **shape,
@@ -111,13 +118,14 @@ class Kernels:
         bias: bool,
     ) -> tuple[Tensor, Tensor]:
         """As `pixelfast::masked_conv2d_weight_grad`: parts of the sums over positions, then those in order."""
-        if not self.fits(x, taps):
+        size, outputs = twin._output_size(x.shape[2:], kernel, padding), grad.shape[1]
+        check_gradient(grad, (x.shape[0], outputs, *size), x, mask, (outputs, x.shape[1], *kernel), taps)
+        places = [(y - padding[2], x - padding[0], y, x) for y, x in (divmod(t, kernel[1]) for t in taps)]
+        shape = shape_of(x, outputs, size, kernel, places)
+        if not self.fits(shape):
             return twin._weight_grad(grad, x, mask, kernel, padding, taps, bias)
         found, of_bias = twin._weight_grad_fake(grad, x, mask, kernel, padding, taps, bias)
         found.zero_()
-        columns, (left, _, top, _) = kernel[1], padding
-        places = [(t // columns - top, t % columns - left, t // columns, t % columns) for t in taps]
-        shape = shape_of(x, grad.shape[1], grad, places)
         parts = room(x, self.module.masked_conv_weight_grad_nbytes(**shape))
         self.module.masked_conv_weight_grad(
             **shape,
@@ -131,9 +139,17 @@ class Kernels:
         )
         return found, of_bias
 
-    def fits(self, x: Tensor, taps: Sequence[int]) -> bool:
-        """Whether the kernels have the type, and room for the taps."""
-        return x.dtype in TYPES and len(taps) <= self.module.most_taps
+    def fits(self, shape: dict[str, Any]) -> bool:
+        """Whether the kernels have the type, and room for the taps, the sides and the positions."""
+        batch, _, outputs, height, width, _, in_width = sizes = shape["sizes"]
+        reach = max((max(abs(y), abs(x)) for y, x, _, _ in shape["taps"]), default=0)
+        few = (
+            max(sizes) <= MOST and batch * height * max(width, in_width) * outputs <= MOST * LEAST_OF_A_BLOCK
+        )
+        sides = max(*sizes[3:], *shape["kernel"], reach) <= self.module.most_side
+        return (
+            shape["type"] in TYPES.values() and len(shape["taps"]) <= self.module.most_taps and sides and few
+        )
 
     def register(self, library: torch.library.Library, key: str) -> None:
         """Make these what the ops are on the devices of a dispatch key, for as long as the library lives.
@@ -145,9 +161,30 @@ class Kernels:
         library.impl("masked_conv2d_weight_grad", self.weight_grad, key)
 
 
-def factors_of(out: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
-    """The shape of what is gated."""
-    return out.shape[0], weight.shape[0], out.shape[2], out.shape[3]
+def check_gradient(
+    grad: Tensor,
+    result: Sequence[int],
+    other: Tensor,
+    mask: Tensor | None,
+    weight: Sequence[int],
+    taps: Sequence[int],
+) -> None:
+    """Raise ValueError for operands of a gradient that do not fit.
+
+    `result`, `weight`: shapes of the convolution's. `other`: the other operand, with four axes.
+    """
+    where = "[masked_conv2d]"
+    if other.ndim != 4 or tuple(grad.shape) != tuple(result) or min(result[2:]) < 1:
+        raise ValueError(f"{where} grad must be {tuple(result)}, got {tuple(grad.shape)}")
+    if grad.dtype != other.dtype or grad.device != other.device:
+        raise ValueError(
+            f"{where} grad must be {other.dtype} on {other.device}, got {grad.dtype} on {grad.device}"
+        )
+    if mask is not None:
+        twin._check_mask("masked_conv2d", mask, tuple(weight))
+        if mask.device != other.device:
+            raise ValueError(f"{where} mask must be on {other.device}, got {mask.device}")
+    twin._check_taps(taps, weight[2] * weight[3])
 
 
 def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
@@ -155,10 +192,17 @@ def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     return NOTHING if t is None else (t.data_ptr(), tuple(t.stride()))
 
 
-def shape_of(x: Tensor, outputs: int, result: Tensor, taps: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """What a kernel is told of a convolution of x: type, sizes, taps and device."""
-    sizes = [x.shape[0], x.shape[1], outputs, *result.shape[2:], *x.shape[2:]]
-    return {"type": TYPES[x.dtype], "sizes": sizes, "taps": taps, "device": x.device.index or 0}
+def shape_of(
+    x: Tensor, outputs: int, result: Sequence[int], kernel: Sequence[int], taps: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """What a kernel is told of a convolution of x: type, sizes, taps and device. `result`: its (H, W)."""
+    return {
+        "type": TYPES.get(x.dtype, -1),
+        "sizes": [x.shape[0], x.shape[1], outputs, *result, *x.shape[2:]],
+        "kernel": list(kernel),
+        "taps": taps,
+        "device": x.device.index or 0,
+    }
 
 
 def room(x: Tensor, nbytes: int) -> Tensor:

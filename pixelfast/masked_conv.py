@@ -8,6 +8,7 @@ A kernel for a device is one more `impl` of the same three ops, and the twin def
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,8 +64,8 @@ def masked_conv2d(
         bias: float (C_out,), or None.
         mask: bool, broadcastable to the weight, True where it is live; None if all of it is.
         padding: zeros to the left, right, top and bottom; negative values crop.
-        taps: `live_taps` of the mask, so that dead taps can be skipped. Of no other mask: what a tap adds that is live
-            and not among them is undefined. None looks at every tap, for the same result.
+        taps: `live_taps` of the mask, ascending, so that dead taps can be skipped. Of no other mask: what a tap adds
+            that is live and not among them is undefined. None looks at every tap, for the same result.
         condition: float (N, C_out), or (N, C_out, H_out, W_out), or None.
         gate: whether to gate, which leaves C_out / 2 channels.
         residual: float of the result's shape, or None.
@@ -139,8 +140,15 @@ def _check(
     if taps is not None:
         if mask is None:
             raise ValueError(f"{where} taps are of a mask, and there is none")
-        if any(not 0 <= tap < rows * columns for tap in taps):
-            raise ValueError(f"{where} taps must be in [0, {rows * columns}), got {tuple(taps)}")
+        _check_taps(taps, rows * columns)
+
+
+def _check_taps(taps: Sequence[int], count: int) -> None:
+    """`count`: of the kernel's taps."""
+    if any(a >= b for a, b in itertools.pairwise(taps)):
+        raise ValueError(f"[masked_conv2d] taps must ascend, got {tuple(taps)}")
+    if taps and not 0 <= taps[0] <= taps[-1] < count:
+        raise ValueError(f"[masked_conv2d] taps must be in [0, {count}), got {tuple(taps)}")
 
 
 def _check_mask(where: str, mask: Tensor, shape: Sequence[int | None]) -> None:
@@ -342,6 +350,13 @@ def _layout(*operands: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _empty(like: Tensor, shape: tuple[int, ...], layout: torch.memory_format) -> Tensor:
+    """As `like.new_empty(shape).contiguous(memory_format=layout)`, which would copy."""
+    both = shape[1] == 1 or shape[2] == shape[3] == 1  # then a tensor is of both layouts, and stays as it is
+    layout = torch.contiguous_format if both else layout
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
 def _forward_fake(
     x: Tensor,
     weight: Tensor,
@@ -355,24 +370,23 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     size = _output_size(x.shape[2:], weight.shape[2:], padding)
     outputs, layout = weight.shape[0], _layout(x, weight)
-    wide = x.new_empty((x.shape[0], outputs, *size)).contiguous(memory_format=layout)
+    wide = _empty(x, (x.shape[0], outputs, *size), layout)
     if not gate:
         return wide, x.new_empty(0)
-    return x.new_empty((x.shape[0], outputs // 2, *size)).contiguous(memory_format=layout), wide
+    return _empty(x, (x.shape[0], outputs // 2, *size), layout), wide
 
 
 def _input_grad_fake(
     grad: Tensor, weight: Tensor, mask: Tensor | None, size: Sequence[int], padding: Any, taps: Any
 ) -> Tensor:
-    found = grad.new_empty((grad.shape[0], weight.shape[1], *size))
-    return found.contiguous(memory_format=_layout(grad, weight))
+    return _empty(grad, (grad.shape[0], weight.shape[1], *size), _layout(grad, weight))
 
 
 def _weight_grad_fake(
     grad: Tensor, x: Tensor, mask: Tensor | None, kernel: Sequence[int], padding: Any, taps: Any, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    found = grad.new_empty((grad.shape[1], x.shape[1], *kernel))
-    return found.contiguous(memory_format=_layout(grad, x)), grad.new_empty(grad.shape[1] if bias else 0)
+    found = _empty(grad, (grad.shape[1], x.shape[1], *kernel), _layout(grad, x))
+    return found, grad.new_empty(grad.shape[1] if bias else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

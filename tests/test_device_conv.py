@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+
 import pytest
 import torch
 from zoo import ON_A_GPU
@@ -101,8 +105,9 @@ def test_gradients(backend, shape, dtype, masked):
     check_gradients(Sample(shape, dtype, backend, channels_last=masked, masked=masked), masked)
 
 
-def check_gradients(s, bias):
-    grad = s.normal(*s.out).contiguous(memory_format=twin._layout(s.x, s.weight))
+def check_gradients(s, bias, grad=None):
+    if grad is None:
+        grad = s.normal(*s.out).contiguous(memory_format=twin._layout(s.x, s.weight))
     arguments = (grad, s.weight, s.mask, s.size, s.padding, s.taps)
     same(s.kernels.input_grad(*arguments), exactly(twin._input_grad, arguments))
     arguments = (grad, s.x, s.mask, s.kernel, s.padding, s.taps, bias)
@@ -137,11 +142,118 @@ def test_wide_ones_on_tensor_cores(backend, shape, dtype, channels_last):
     found = s.kernels.forward(*arguments)
     for got, want in zip(found, exactly(twin._forward, arguments), strict=True):
         same(got, want)
-    strange = torch.empty(n, 2 * shape[1] + 1, *s.size, dtype=dtype, device=s.device)[:, 1::2]
+    strange = s.x.new_full((n, 2 * shape[1] + 1, *s.size), float("nan"))[:, 1::2]
     strange.copy_(s.x)
     for got, want in zip(s.kernels.forward(strange, *arguments[1:]), found, strict=True):
         assert torch.equal(got, want)
     check_gradients(s, True)
+
+
+def spread(t, of_image=0, of_row=0, of_column=0, start=0):
+    """The same values in channels_last, with as many numbers more between each two, and before all: NaN."""
+    n, channels, height, width = t.shape
+    column = channels + of_column
+    row = width * column + of_row
+    image = height * row + of_image
+    memory = t.new_full((start + n * image + 64 * channels,), float("nan"))
+    return memory.as_strided(t.shape, (image, 1, row, column), start).copy_(t)
+
+
+@every_backend
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        {},
+        {"of_column": 8, "start": 8},
+        {"of_column": 1, "of_row": 3},  # of the strides one is no multiple of eight
+        {"of_row": 1, "of_image": 4},
+        {"of_image": 1},
+        {"start": 8},
+        {"start": 1},
+        {"start": 4},
+    ],
+    ids=str,
+)
+def test_channels_last_among_other_numbers(backend, gaps):
+    """Units are read at once only where all of them are aligned; what lies around a tensor does not count."""
+    s = Sample((2, 16, 8, 20, 21, 2, 3, (1, 1, 1, 0)), torch.float16, backend)  # sums in two parts
+    grad = spread(s.normal(*s.out), **gaps)
+    s.x = spread(s.x, **gaps)
+    arguments = (s.x, s.weight, None, s.mask, s.padding, s.taps, None, False, None)
+    want = exactly(twin._forward, arguments)[0]
+    torch.testing.assert_close(s.kernels.forward(*arguments)[0].double(), want, rtol=0, atol=1e-2)
+    for got, exact in (
+        (
+            s.kernels.input_grad(grad, s.weight, s.mask, s.size, s.padding, s.taps),
+            exactly(twin._input_grad, (grad, s.weight, s.mask, s.size, s.padding, s.taps)),
+        ),
+        *zip(
+            s.kernels.weight_grad(grad, s.x, s.mask, s.kernel, s.padding, s.taps, True),
+            exactly(twin._weight_grad, (grad, s.x, s.mask, s.kernel, s.padding, s.taps, True)),
+            strict=True,
+        ),
+    ):
+        atol = ROUNDING[s.dtype] * float(exact.abs().amax())
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=atol)
+
+
+@every_backend
+@halves
+@pytest.mark.parametrize("of", ["all", "channels"])
+def test_expanded_gradients(backend, dtype, of):
+    s = Sample((2, 16, 8, 6, 7, 2, 3, (1, 1, 1, 0)), dtype, backend, channels_last=True)
+    check_gradients(s, True, s.normal(1, 1 if of == "all" else 8, 1, 1).expand(s.out))
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_infinite_stays_in_its_weights(backend, dtype, channels_last):
+    """A sum in parts, which do not end where steps do: an infinite input next to where they meet."""
+    s = Sample(
+        (1, 8, 8, 30, 30, 1, 1, (0, 0, 0, 0)), dtype, backend, channels_last=channels_last, masked=False
+    )
+    s.x[0, 3, 15, 5] = float("inf")
+    grad = s.normal(*s.out).contiguous(memory_format=twin._layout(s.x, s.weight))
+    arguments = (grad, s.x, None, s.kernel, s.padding, s.taps, True)
+    got, want = s.kernels.weight_grad(*arguments)[0], exactly(twin._weight_grad, arguments)[0]
+    assert torch.equal(got[:, 3].double(), want[:, 3])
+    assert want[:, 3].isinf().all()
+    assert got[:, [0, 1, 2, 4, 5, 6, 7]].isfinite().all()
+
+
+@every_backend
+@every_dtype
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_cropped_does_not_count(backend, dtype, channels_last):
+    s = Sample(
+        (2, 8, 8, 5, 9, 2, 2, (-1, -2, 0, -1)), dtype, backend, channels_last=channels_last, masked=False
+    )
+    s.x[..., :1], s.x[..., -2:], s.x[:, :, -1:] = float("nan"), float("nan"), float("nan")
+    grad = s.normal(*s.out).contiguous(memory_format=twin._layout(s.x, s.weight))
+    arguments = (s.x, s.weight, None, None, s.padding, s.taps, None, False, None)
+    same(s.kernels.forward(*arguments)[0], exactly(twin._forward, arguments)[0])
+    arguments = (grad, s.x, None, s.kernel, s.padding, s.taps, False)
+    same(s.kernels.weight_grad(*arguments)[0], exactly(twin._weight_grad, arguments)[0])
+
+
+@every_backend
+@halves
+def test_gates_of_all_sizes(backend, dtype):
+    """Both factors and their product are off by no more than their rounding."""
+    small = torch.logspace(-7, 0.5, 500, dtype=torch.float64)
+    strange = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0])
+    values = torch.cat([torch.linspace(-100, 100, 1020), torch.linspace(-2, 2, 1000), small, -small, strange])
+    values = values.to(dtype)
+    s = Sample((1, 8, 2, 36, len(values) // 36, 1, 1, (0, 0, 0, 0)), dtype, backend, masked=False)
+    values = values.to(s.device)[: s.size[0] * s.size[1]].view(s.size)
+    given = torch.stack([values, values.flatten().roll(7).view(s.size)])[None]
+    out, factors = s.kernels.forward(s.x.zero_(), s.weight, None, None, s.padding, s.taps, given, True, None)
+    a, b = given[:, :1].double().tanh(), given[:, 1:].double().sigmoid()
+    half = torch.finfo(dtype).eps / 2 * 1.01
+    least = torch.finfo(dtype).smallest_normal * (half if dtype == torch.float16 else 1)
+    for got, want in ((factors, torch.cat([a, b], 1)), (out, a * b)):
+        torch.testing.assert_close(got.double(), want, rtol=half, atol=least, equal_nan=True)
 
 
 @every_backend
@@ -244,6 +356,7 @@ class Counting:
 
     def __init__(self, module, calls):
         self.module, self.calls, self.most_taps = module, calls, module.most_taps
+        self.most_side = module.most_side
 
     def __getattr__(self, name):
         self.calls.append(name)
@@ -261,21 +374,123 @@ def test_dead_weights_do_not_count(backend, dtype):
 
 
 @every_dtype
-def test_sums_in_several_parts(dtype):
-    s = Sample((2, 3, 4, 20, 21, 3, 3, (1, 1, 1, 1)), dtype, "emulated")
-    check_gradients(s, True)
+@pytest.mark.parametrize(("inputs", "outputs", "channels_last"), [(3, 4, False), (8, 16, True)])
+def test_sums_in_several_parts(dtype, inputs, outputs, channels_last):
+    shape = (2, inputs, outputs, 20, 21, 3, 3, (1, 1, 1, 1))
+    check_gradients(Sample(shape, dtype, "emulated", channels_last=channels_last), True)
 
 
-def test_what_does_not_fit_goes_to_the_twin():
-    s = Sample((1, 1, 2, 14, 14, 13, 13, (6, 6, 6, 6)), torch.float32, "emulated", masked=False)
+def at_an_end(t):
+    """The same values in memory behind which none may be read; channels_last."""
+    page, nbytes = mmap.PAGESIZE, t.numel() * t.element_size()
+    pages = -(-nbytes // page)
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + pages * page), page, 0) == 0
+    n, channels, height, width = t.shape
+    flat = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=pages * page - nbytes)
+    return flat.view(n, height, width, channels).permute(0, 3, 1, 2).copy_(t)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
+@pytest.mark.parametrize("inputs", [3, 8])
+@pytest.mark.parametrize("padding", [(1, 1, 1, 1), (0, 5, 0, 3), (-1, -1, 0, -1)], ids=str)
+def test_nothing_behind_a_tensor_is_read(inputs, padding):
+    s = Sample((2, inputs, 8, 12, 13, 2, 3, padding), torch.float16, "emulated")
+    s.x, grad = at_an_end(s.x), at_an_end(s.normal(*s.out))
+    arguments = (s.x, s.weight, None, s.mask, s.padding, s.taps, None, False, None)
+    same(s.kernels.forward(*arguments)[0], exactly(twin._forward, arguments)[0])
+    check_gradients(s, True, grad)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 2, 14, 14, 13, 13, (6, 6, 6, 6)),  # taps
+        (1, 1, 2, 1, 40000, 1, 1, (0, 0, 0, 0)),  # a side
+        (1, 1, 2, 1, 3, 1, 2, (0, 40000, 0, 0)),  # a side of the result
+        (1, 1, 2, 3, 40, 1, 2, (-33000, 33000, 0, 0)),  # what a tap reads
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_goes_to_the_twin(shape):
+    s = Sample(shape, torch.float32, "emulated", masked=False)
+    calls = []
+    s.kernels.module = Counting(s.kernels.module, calls)
     arguments = (s.x, s.weight, None, None, s.padding, s.taps, None, False, None)
     assert torch.equal(s.kernels.forward(*arguments)[0], twin._forward(*arguments)[0])
-    assert not s.kernels.fits(s.x, s.taps)
     grad = s.normal(*s.out)
     arguments = (grad, s.weight, None, s.size, s.padding, s.taps)
     assert torch.equal(s.kernels.input_grad(*arguments), twin._input_grad(*arguments))
     arguments = (grad, s.x, None, s.kernel, s.padding, s.taps, True)
     assert torch.equal(s.kernels.weight_grad(*arguments)[0], twin._weight_grad(*arguments)[0])
+    assert not calls
+
+
+def test_more_blocks_than_a_launch_has_do_not_fit():
+    kernels = Kernels(_emulated)
+    shape = {
+        "type": 0,
+        "sizes": [1 << 23, 1, 1, 128, 128, 128, 128],
+        "kernel": [1, 1],
+        "taps": [(0, 0, 0, 0)],
+    }
+    assert not kernels.fits(shape)
+    shape["sizes"][0] -= 1
+    assert kernels.fits(shape)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_empty_batches(gate):
+    s = Sample((0, 3, 4, 5, 6, 3, 3, (1, 1, 1, 1)), torch.float16, "emulated")
+    out = s.kernels.forward(s.x, s.weight, None, s.mask, s.padding, s.taps, None, gate, None)[0]
+    assert out.shape == (0, 2 if gate else 4, 5, 6)
+    check_gradients(s, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bias": torch.zeros(4, dtype=torch.float16)}, "bias must be torch.bfloat16 .* got torch.float16"),
+        ({"bias": torch.zeros(1, dtype=torch.bfloat16)}, r"bias must be \(4,\), got"),
+        ({"residual": torch.zeros(1, 4, 2, 2, dtype=torch.bfloat16)}, r"residual must be \(1, 4, 3, 3\), got"),
+        ({"taps": [7]}, r"taps must be in \[0, 1\), got \(7,\)"),
+        ({"taps": [0, 0]}, r"taps must ascend, got \(0, 0\)"),
+        ({"mask": torch.ones(5, 2, 1, 1, dtype=torch.bool)}, "mask must be bool and broadcastable"),
+    ],
+)  # fmt: skip
+def test_bad_operands_are_refused(change, message):
+    s = Sample((1, 2, 4, 3, 3, 1, 1, (0, 0, 0, 0)), torch.bfloat16, "emulated", masked=False)
+    given = {"bias": None, "mask": None, "taps": [0], "residual": None} | change
+    with torch.library._scoped_library("pixelfast", "IMPL") as library:
+        s.kernels.register(library, "CPU")
+        ops = torch.ops.pixelfast
+        with pytest.raises(ValueError, match=message):
+            ops.masked_conv2d(
+                s.x, s.weight, given["bias"], given["mask"], s.padding, given["taps"], None, False, given["residual"]
+            )  # fmt: skip
+        shared = s.padding, given["taps"]
+        if "mask" in change or "taps" in change:
+            grad = s.normal(*s.out)
+            with pytest.raises(ValueError, match=message):
+                ops.masked_conv2d_input_grad(grad, s.weight, given["mask"], s.size, *shared)
+            with pytest.raises(ValueError, match=message):
+                ops.masked_conv2d_weight_grad(grad, s.x, given["mask"], s.kernel, *shared, True)
+
+
+@pytest.mark.parametrize(
+    ("grad", "message"),
+    [
+        (torch.zeros(1, 4, 3, 3), "grad must be torch.bfloat16 on cpu, got torch.float32 on cpu"),
+        (torch.zeros(1, 4, 3, 2, dtype=torch.bfloat16), r"grad must be \(1, 4, 3, 3\), got \(1, 4, 3, 2\)"),
+    ],
+)
+def test_bad_gradients_are_refused(grad, message):
+    s = Sample((1, 2, 4, 3, 3, 1, 1, (0, 0, 0, 0)), torch.bfloat16, "emulated", masked=False)
+    with pytest.raises(ValueError, match=message):
+        s.kernels.input_grad(grad, s.weight, None, s.size, s.padding, s.taps)
+    with pytest.raises(ValueError, match=message):
+        s.kernels.weight_grad(grad, s.x, None, s.kernel, s.padding, s.taps, True)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +501,14 @@ def test_what_does_not_fit_goes_to_the_twin():
         ({"sizes": [1, -1, 1, 1, 1, 1, 1]}, "sizes must not be negative"),
         ({"taps": [(0, 0, 0, 0)] * 129}, "at most 128 taps, got 129"),
         ({"taps": [(0, 0)]}, "a tap is 4 numbers"),
+        ({"taps": [(0, 0, 0, 1)]}, "a tap must be in a kernel of 1x1"),
+        ({"taps": [(0, 0, -1, 0)]}, "a tap must be in a kernel of 1x1"),
+        ({"kernel": [1]}, "a kernel is 2 numbers, got 1"),
+        ({"input": (0, (1, 1, 1, 1))}, "input is not empty, and has no address"),
+        ({"weight": (0, (1, 1, 1, 1))}, "weight is not empty, and has no address"),
+        ({"out": (0, (1, 1, 1, 1))}, "out is not empty, and has no address"),
+        ({"gate": True, "sizes": [1, 1, 2, 1, 1, 1, 1]}, "factors is not empty, and has no address"),
+        ({"type": 2, "packed": (0, 4096)}, "there is no memory"),
         ({"input": (0, (1, 2))}, "a tensor has 4 strides, got 2"),
         ({"gate": True}, "a gate has two factors"),
         ({"sizes": [1, 1, 1, 1, 1, 1, 32768]}, "sides must be at most 32767, got 32768"),
@@ -299,13 +522,13 @@ def test_bad_arguments_are_refused(changed, message):
     t = torch.zeros(1, 1, 1, 1)
     nothing, full = (0, (0, 0, 0, 0)), (t.data_ptr(), (1, 1, 1, 1))
     arguments = {
-        "type": 0, "sizes": [1] * 7, "taps": [(0, 0, 0, 0)], "input": full, "weight": full, "mask": nothing,
-        "bias": (0,), "condition": nothing, "residual": nothing, "factors": nothing, "out": full,
-        "packed": (0, 0), "gate": False, "device": 0, "stream": 0,
+        "type": 0, "sizes": [1] * 7, "kernel": [1, 1], "taps": [(0, 0, 0, 0)], "input": full,
+        "weight": full, "mask": nothing, "bias": (0,), "condition": nothing, "residual": nothing,
+        "factors": nothing, "out": full, "packed": (0, 0), "gate": False, "device": 0, "stream": 0,
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         _emulated.masked_conv(**(arguments | changed))
-    names = ("type", "sizes", "taps", "input", "weight", "mask", "bias", "device", "stream")
+    names = ("type", "sizes", "kernel", "taps", "input", "weight", "mask", "bias", "device", "stream")
     others = {name: arguments[name] for name in names}
     with pytest.raises(ValueError, match="8 bytes are needed, got 7"):
         _emulated.masked_conv_weight_grad(**others, grad=full, parts=(0, 7))

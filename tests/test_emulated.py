@@ -38,6 +38,10 @@ def test_a_kernel_without_faults_runs():
             "a read of shared memory that another thread wrote since the last barrier, by thread 33 ",
         ),
         (
+            "write, shuffle, then read",
+            "a read of shared memory that another thread wrote since the last barrier, by thread 0 ",
+        ),
+        (
             "read, then write",
             "a write of shared memory that another thread read since the last barrier, by thread 33 ",
         ),

@@ -208,6 +208,9 @@ MASK = torch.ones(3, 3, dtype=torch.bool)
         ({"mask": MASK.to("meta")}, r"mask must be on cpu as x is, got meta"),
         ({"taps": (0, 1)}, r"taps are of a mask, and there is none"),
         ({"mask": MASK, "taps": (0, 9)}, r"taps must be in \[0, 9\), got \(0, 9\)"),
+        ({"mask": MASK, "taps": (-1, 2)}, r"taps must be in \[0, 9\), got \(-1, 2\)"),
+        ({"mask": MASK, "taps": (0, 0, 1)}, r"taps must ascend, got \(0, 0, 1\)"),
+        ({"mask": MASK, "taps": (1, 0)}, r"taps must ascend, got \(1, 0\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

@@ -128,7 +128,7 @@ T* address(const Tensor& t) {
 using Sizes = std::vector<int32_t>;
 using Taps = std::vector<std::vector<int32_t>>;
 
-void fill_shape(ConvShape& a, int type, const Sizes& sizes, const Taps& taps) {
+void fill_shape(ConvShape& a, int type, const Sizes& sizes, const Sizes& kernel, const Taps& taps) {
   if (type < 0 || type > 3) fail("[masked_conv] there is no type " + std::to_string(type));
   if (sizes.size() != 7) fail("[masked_conv] sizes are 7 numbers, got " + std::to_string(sizes.size()));
   for (size_t i = 0; i < sizes.size(); ++i) {
@@ -138,6 +138,7 @@ void fill_shape(ConvShape& a, int type, const Sizes& sizes, const Taps& taps) {
            std::to_string(sizes[i]));
     }
   }
+  if (kernel.size() != 2) fail("[masked_conv] a kernel is 2 numbers, got " + std::to_string(kernel.size()));
   if (taps.size() > kMostTaps) {
     fail("[masked_conv] at most " + std::to_string(kMostTaps) + " taps, got " + std::to_string(taps.size()));
   }
@@ -151,6 +152,12 @@ void fill_shape(ConvShape& a, int type, const Sizes& sizes, const Taps& taps) {
       if (taps[t][i] < -kMostSide || taps[t][i] > kMostSide) {
         fail("[masked_conv] a tap must read at most " + std::to_string(kMostSide) + " away, got " +
              std::to_string(taps[t][i]));
+      }
+    }
+    for (int i = 0; i < 2; ++i) {
+      if (taps[t][2 + i] < 0 || taps[t][2 + i] >= kernel[i]) {
+        fail("[masked_conv] a tap must be in a kernel of " + std::to_string(kernel[0]) + "x" +
+             std::to_string(kernel[1]));
       }
     }
     a.tap_y[t] = static_cast<int16_t>(taps[t][0]), a.tap_x[t] = static_cast<int16_t>(taps[t][1]);
@@ -177,27 +184,36 @@ void* room_for(size_t nbytes, const py::tuple& given) {
     fail("[masked_conv] " + std::to_string(nbytes) + " bytes are needed, got " + std::to_string(there));
   }
   const auto address = given[0].cast<uint64_t>();
+  if (address == 0 && nbytes > 0) fail("[masked_conv] there is no memory");
   if (address % 16 != 0) fail("[masked_conv] memory must start at a multiple of 16 bytes");
   return reinterpret_cast<void*>(address);
+}
+
+// What is read or written, if anything is, needs an address.
+void check_address(const void* address, const char* name, int64_t a, int64_t b, int64_t c) {
+  if (address == nullptr && a > 0 && b > 0 && c > 0) {
+    fail("[masked_conv] " + std::string(name) + " is not empty, and has no address");
+  }
 }
 
 void check_blocks(int64_t blocks) {
   if (blocks > INT32_MAX) fail("[masked_conv] too large: " + std::to_string(blocks) + " blocks");
 }
 
-size_t conv_nbytes(int type, const Sizes& sizes, const Taps& taps, bool gate, int device) {
+size_t conv_nbytes(int type, const Sizes& sizes, const Sizes& kernel, const Taps& taps, bool gate,
+                   int device) {
   ConvArgs a{};
-  fill_shape(a, type, sizes, taps);
+  fill_shape(a, type, sizes, kernel, taps);
   a.gate = gate;
   return plan(a, conv_device(device));
 }
 
-void conv(int type, const Sizes& sizes, const Taps& taps, const py::tuple& in, const py::tuple& weight,
-          const py::tuple& mask, const py::tuple& bias, const py::tuple& condition, const py::tuple& residual,
-          const py::tuple& factors, const py::tuple& out, const py::tuple& packed, bool gate, int device,
-          uint64_t stream) {
+void conv(int type, const Sizes& sizes, const Sizes& kernel, const Taps& taps, const py::tuple& in,
+          const py::tuple& weight, const py::tuple& mask, const py::tuple& bias, const py::tuple& condition,
+          const py::tuple& residual, const py::tuple& factors, const py::tuple& out, const py::tuple& packed,
+          bool gate, int device, uint64_t stream) {
   ConvArgs a{};
-  fill_shape(a, type, sizes, taps);
+  fill_shape(a, type, sizes, kernel, taps);
   fill_weights(a, taps, tensor(weight), tensor(mask));
   const auto strides = [](const Tensor& t) { return t.address != 0 ? strides_of(t) : Strides{}; };
   a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
@@ -207,28 +223,38 @@ void conv(int type, const Sizes& sizes, const Taps& taps, const py::tuple& in, c
   a.factors = address<void>(tensor(factors)), a.factor_strides = strides(tensor(factors));
   a.out = address<void>(tensor(out)), a.out_strides = strides_of(tensor(out));
   a.gate = gate;
-  if (gate && (a.factors == nullptr || a.outputs % 2 != 0)) fail("[masked_conv] a gate has two factors");
+  if (gate && a.outputs % 2 != 0) fail("[masked_conv] a gate has two factors");
+  const int64_t area = int64_t{a.height} * a.width, in_area = int64_t{a.in_height} * a.in_width;
+  check_address(a.in, "input", a.batch, a.inputs, in_area);
+  check_address(a.weight, "weight", a.outputs, a.inputs, a.n_taps);
+  check_address(a.out, "out", a.batch, a.outputs, area);
+  if (gate) check_address(a.factors, "factors", a.batch, a.outputs, area);
   a.packed = room_for(plan(a, conv_device(device)), packed);
   check_blocks(conv_blocks(a));
   const py::gil_scoped_release no_gil;
   if (conv_blocks(a) > 0) masked_conv(a, device, stream);
 }
 
-size_t weight_grad_nbytes(int type, const Sizes& sizes, const Taps& taps, int device) {
+size_t weight_grad_nbytes(int type, const Sizes& sizes, const Sizes& kernel, const Taps& taps, int device) {
   WeightGradArgs a{};
-  fill_shape(a, type, sizes, taps);
+  fill_shape(a, type, sizes, kernel, taps);
   return plan(a, conv_device(device));
 }
 
-void weight_grad(int type, const Sizes& sizes, const Taps& taps, const py::tuple& grad, const py::tuple& in,
-                 const py::tuple& mask, const py::tuple& weight, const py::tuple& bias,
+void weight_grad(int type, const Sizes& sizes, const Sizes& kernel, const Taps& taps, const py::tuple& grad,
+                 const py::tuple& in, const py::tuple& mask, const py::tuple& weight, const py::tuple& bias,
                  const py::tuple& parts, int device, uint64_t stream) {
   WeightGradArgs a{};
-  fill_shape(a, type, sizes, taps);
+  fill_shape(a, type, sizes, kernel, taps);
   fill_weights(a, taps, tensor(weight), tensor(mask));
   a.grad = address<void>(tensor(grad)), a.grad_strides = strides_of(tensor(grad));
   a.in = address<void>(tensor(in)), a.in_strides = strides_of(tensor(in));
   a.bias = address<void>(tensor(bias));
+  const int64_t area = int64_t{a.height} * a.width, in_area = int64_t{a.in_height} * a.in_width;
+  if (area == 0) fail("[masked_conv] a result has no positions");
+  check_address(a.grad, "grad", a.batch, a.outputs, area);
+  check_address(a.in, "input", a.batch, a.inputs, in_area);
+  check_address(a.weight, "weight", a.outputs, a.inputs, a.n_taps);
   a.parts = room_for(plan(a, conv_device(device)), parts);
   check_blocks(weight_grad_blocks(a));
   const py::gil_scoped_release no_gil;
@@ -254,17 +280,18 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
   m.def("devices", &devices);
   m.def("device_count", &device_count);
   m.attr("most_taps") = kMostTaps;
-  m.def("masked_conv_nbytes", &conv_nbytes, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
-        py::arg("gate"), py::arg("device"));
-  m.def("masked_conv", &conv, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("taps"),
-        py::arg("input"), py::arg("weight"), py::arg("mask"), py::arg("bias"), py::arg("condition"),
-        py::arg("residual"), py::arg("factors"), py::arg("out"), py::arg("packed"), py::arg("gate"),
-        py::arg("device"), py::arg("stream"));
+  m.attr("most_side") = kMostSide;
+  m.def("masked_conv_nbytes", &conv_nbytes, py::kw_only(), py::arg("type"), py::arg("sizes"),
+        py::arg("kernel"), py::arg("taps"), py::arg("gate"), py::arg("device"));
+  m.def("masked_conv", &conv, py::kw_only(), py::arg("type"), py::arg("sizes"), py::arg("kernel"),
+        py::arg("taps"), py::arg("input"), py::arg("weight"), py::arg("mask"), py::arg("bias"),
+        py::arg("condition"), py::arg("residual"), py::arg("factors"), py::arg("out"), py::arg("packed"),
+        py::arg("gate"), py::arg("device"), py::arg("stream"));
   m.def("masked_conv_weight_grad_nbytes", &weight_grad_nbytes, py::kw_only(), py::arg("type"),
-        py::arg("sizes"), py::arg("taps"), py::arg("device"));
+        py::arg("sizes"), py::arg("kernel"), py::arg("taps"), py::arg("device"));
   m.def("masked_conv_weight_grad", &weight_grad, py::kw_only(), py::arg("type"), py::arg("sizes"),
-        py::arg("taps"), py::arg("grad"), py::arg("input"), py::arg("mask"), py::arg("weight"),
-        py::arg("bias"), py::arg("parts"), py::arg("device"), py::arg("stream"));
+        py::arg("kernel"), py::arg("taps"), py::arg("grad"), py::arg("input"), py::arg("mask"),
+        py::arg("weight"), py::arg("bias"), py::arg("parts"), py::arg("device"), py::arg("stream"));
 #ifdef PIXELFAST_EMULATED
   m.def("set_free_nbytes", [](size_t nbytes) { emulated.free_nbytes = nbytes; });
   m.def("set_shared_nbytes", [](size_t nbytes) { emulated.shared_nbytes = nbytes; });

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/portable.h"
+
 namespace pixelfast {
 namespace cuda {
 
@@ -26,6 +28,8 @@ constexpr int kMostSpan = 16;  // columns between the first and the last tap
 constexpr int kUnit = 8;       // channels that are read at once
 constexpr int kUnitsOfStep = kStep / kUnit;
 constexpr int kTapsOfTile = kTensorRows / kStep;  // where rows are taps' input channels
+constexpr int kStages = 3;                        // tiles in flight: one is read, while others are copied to
+constexpr int kZeroWords = 32;                    // of every bank one, for what is outside of the grid
 
 enum class Type : int32_t { float32, float64, float16, bfloat16 };
 
@@ -82,10 +86,19 @@ struct WeightGradArgs : ConvShape {
   bool at_once;  // whether units of `in` and of `grad` can be read at once
 };
 
+// Words of shared memory of a tensor core's weight gradient, by stages: the gradient, and a strip for each
+// row of the kernel that a tile has taps of, as many as it has taps at most. Zeros come first.
+constexpr int kGradWords = kStep * kTensorColumns / 2;
+PIXELFAST_BOTH inline int strip_words(const ConvShape& a) { return (kStep + a.span) * kStep / 2; }
+PIXELFAST_BOTH inline int stage_start(const ConvShape& a, int stage) {
+  return kZeroWords + stage * (kGradWords + kTapsOfTile * strip_words(a));
+}
+
 // What a device is to these kernels.
 struct ConvDevice {
-  int capability;  // 90 is 9.0
+  int capability;  // 90 is 9.0; of the code, where that is older
   int processors;
+  int shared_nbytes;  // of a multiprocessor
 };
 
 // conv_plan.cpp: how a launch is shared among blocks, and how much memory it needs besides its tensors. They

@@ -1,12 +1,15 @@
 #include <cuda_runtime.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "cuda/conv_kernels.h"
 #include "cuda/conv_tensor.h"
 #include "cuda/conv_tensor_grad.h"
+#include "cuda/current.h"
 
 namespace pixelfast {
 namespace cuda {
@@ -35,17 +38,15 @@ __global__ void __launch_bounds__(kConvThreads) pack_kernel(const __grid_constan
   pack_block(a);
 }
 
-extern __shared__ uint4 shared_memory[];
-
 template <Half kHalf, bool kAtOnce>
 __global__ void __launch_bounds__(kTensorThreads, 2) tensor_conv_kernel(const __grid_constant__ ConvArgs a) {
-  tensor_conv_block<kHalf, kAtOnce>(a, *reinterpret_cast<ConvTiles*>(shared_memory));
+  tensor_conv_block<kHalf, kAtOnce>(a);
 }
 
 template <Half kHalf, bool kAtOnce>
 __global__ void __launch_bounds__(kTensorThreads, 2)
     tensor_weight_grad_kernel(const __grid_constant__ WeightGradArgs a) {
-  tensor_weight_grad_block<kHalf, kAtOnce>(a, *reinterpret_cast<GradTiles*>(shared_memory));
+  tensor_weight_grad_block<kHalf, kAtOnce>(a);
 }
 
 void check(cudaError_t status) {
@@ -56,10 +57,9 @@ void check(cudaError_t status) {
 
 // More shared memory than a kernel has by itself is to be asked for.
 template <class Args>
-void launch_tiles(void (*kernel)(Args), int64_t blocks, size_t shared_nbytes, const Args& a,
-                  cudaStream_t stream) {
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_nbytes)));
+void launch_tiles(void (*kernel)(Args), int64_t blocks, int words, const Args& a, cudaStream_t stream) {
+  const int shared_nbytes = words * static_cast<int>(sizeof(uint32_t));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_nbytes));
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                              cudaSharedmemCarveoutMaxShared));
   kernel<<<static_cast<unsigned>(blocks), kTensorThreads, shared_nbytes, stream>>>(a);
@@ -75,7 +75,7 @@ void launch(const ConvArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
   if (a.steps > 0) pack_kernel<<<static_cast<unsigned>(pack_blocks(a)), kConvThreads, 0, stream>>>(a);
   launch_tiles(a.at_once ? tensor_conv_kernel<kHalf, true> : tensor_conv_kernel<kHalf, false>, conv_blocks(a),
-               sizeof(ConvTiles), a, stream);
+               kConvWords, a, stream);
 }
 
 template <class T>
@@ -89,16 +89,14 @@ template <Half kHalf>
 void launch(const WeightGradArgs& a, cudaStream_t stream) {
   if (!a.tensor_cores) return launch<Number<kHalf>>(a, stream);
   launch_tiles(a.at_once ? tensor_weight_grad_kernel<kHalf, true> : tensor_weight_grad_kernel<kHalf, false>,
-               weight_grad_blocks(a), stage_start(a, kStages) * sizeof(uint32_t), a, stream);
+               weight_grad_blocks(a), stage_start(a, kStages), a, stream);
   weight_sum_kernel<Number<kHalf>, TileParts>
       <<<static_cast<unsigned>(weight_sum_blocks(a)), kConvThreads, 0, stream>>>(a);
 }
 
 template <class Args>
 void launch_as(const Args& a, int device, uint64_t stream) {
-  int before = 0;
-  check(cudaGetDevice(&before));
-  check(cudaSetDevice(device));
+  const Current current(device);
   const auto s = reinterpret_cast<cudaStream_t>(stream);
   switch (a.type) {
     case Type::float32:
@@ -114,33 +112,35 @@ void launch_as(const Args& a, int device, uint64_t stream) {
       launch<Half::bfloat16>(a, s);
       break;
   }
-  const cudaError_t status = cudaGetLastError();
-  cudaSetDevice(before);
-  check(status);
+  check(cudaGetLastError());
 }
 
-std::vector<ConvDevice> find_devices() {
-  int count = 0;
+ConvDevice find_device(int device) {
+  int count = 0, major = 0, minor = 0;
   check(cudaGetDeviceCount(&count));
-  std::vector<ConvDevice> found(count);
-  for (int i = 0; i < count; ++i) {
-    int major = 0, minor = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i));
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, i));
-    check(cudaDeviceGetAttribute(&found[i].processors, cudaDevAttrMultiProcessorCount, i));
-    found[i].capability = 10 * major + minor;
+  if (device < 0 || device >= count) {
+    throw std::invalid_argument("[masked_conv] there is no device " + std::to_string(device));
   }
+  const Current current(device);
+  ConvDevice found{};
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  check(cudaDeviceGetAttribute(&found.processors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&found.shared_nbytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+  cudaFuncAttributes code;
+  check(cudaFuncGetAttributes(&code, tensor_conv_kernel<Half::bfloat16, true>));
+  found.capability = std::min(10 * major + minor, code.ptxVersion);  // new GPUs compile code of old ones
   return found;
 }
 
 }  // namespace
 
 ConvDevice conv_device(int device) {
-  static const std::vector<ConvDevice> devices = find_devices();
-  if (device < 0 || device >= static_cast<int>(devices.size())) {
-    throw std::invalid_argument("[masked_conv] there is no device " + std::to_string(device));
-  }
-  return devices[device];
+  static std::mutex mutex;
+  static std::map<int, ConvDevice> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, find_device(device)).first->second;
 }
 
 void masked_conv(const ConvArgs& args, int device, uint64_t stream) { launch_as(args, device, stream); }

@@ -22,6 +22,12 @@ void emulate(int64_t blocks, int threads, const Body& body) {
 }
 struct None {};
 
+// One on tensor cores, with so many words for each block.
+template <class Body>
+void emulate_tiles(int64_t blocks, int words, const Body& body) {
+  if (blocks > 0) simt::emulate(static_cast<int>(blocks), kTensorThreads, body, 1, words);
+}
+
 template <class T>
 void run(const ConvArgs& a) {
   using Memory = ConvMemory<typename SumOf<T>::Type>;
@@ -32,9 +38,8 @@ template <Half kHalf>
 void run(const ConvArgs& a) {
   if (!a.tensor_cores) return run<Number<kHalf>>(a);
   emulate<None>(pack_blocks(a), kConvThreads, [&](None&) { pack_block(a); });
-  emulate<ConvTiles>(conv_blocks(a), kTensorThreads, [&](ConvTiles& memory) {
-    a.at_once ? tensor_conv_block<kHalf, true>(a, memory) : tensor_conv_block<kHalf, false>(a, memory);
-  });
+  emulate_tiles(conv_blocks(a), kConvWords,
+                [&] { a.at_once ? tensor_conv_block<kHalf, true>(a) : tensor_conv_block<kHalf, false>(a); });
 }
 
 template <class T, class Parts>
@@ -53,9 +58,8 @@ void run(const WeightGradArgs& a) {
 template <Half kHalf>
 void run(const WeightGradArgs& a) {
   if (!a.tensor_cores) return run<Number<kHalf>>(a);
-  emulate<GradTiles>(weight_grad_blocks(a), kTensorThreads, [&](GradTiles& memory) {
-    a.at_once ? tensor_weight_grad_block<kHalf, true>(a, memory)
-              : tensor_weight_grad_block<kHalf, false>(a, memory);
+  emulate_tiles(weight_grad_blocks(a), stage_start(a, kStages), [&] {
+    a.at_once ? tensor_weight_grad_block<kHalf, true>(a) : tensor_weight_grad_block<kHalf, false>(a);
   });
   sum<Number<kHalf>, TileParts>(a);
 }
@@ -77,7 +81,7 @@ void run_as(const Args& a) {
 
 }  // namespace
 
-ConvDevice conv_device(int) { return {emulated.capability, 2}; }
+ConvDevice conv_device(int) { return {emulated.capability, 2, 228 << 10}; }
 
 void masked_conv(const ConvArgs& args, int, uint64_t) { run_as(args); }
 void masked_conv_weight_grad(const WeightGradArgs& args, int, uint64_t) { run_as(args); }

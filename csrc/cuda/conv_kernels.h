@@ -98,21 +98,21 @@ PIXELFAST_DEVICE void finish(const ConvArgs& a, const Position& at, const Column
   }
 }
 
-// What tap and input channel k give to a position; zero outside the grid.
+// Of a tile a thread brings one row and one column, of every fourth term.
+constexpr int kTermsApart = kConvThreads / kSide;
+static_assert(kConvThreads % kSide == 0 && kDeep % kTermsApart == 0, "a thread has one row and one column");
+
+// What a tap and an input channel give to a position; zero outside the grid.
 template <class T, class Args>
-PIXELFAST_DEVICE typename SumOf<T>::Type input_of(const Args& a, int64_t p, int64_t k) {
-  Position at = position_of(p, a.height, a.width);
-  const int tap = static_cast<int>(k / a.inputs);
+PIXELFAST_DEVICE typename SumOf<T>::Type input_of(const Args& a, Position at, int tap, int c) {
   at.y += a.tap_y[tap], at.x += a.tap_x[tap];
   const bool inside = at.y >= 0 && at.y < a.in_height && at.x >= 0 && at.x < a.in_width;
-  return inside ? load_as_sum<T>(a.in, place_of(a.in_strides, at, k % a.inputs)) : 0;
+  return inside ? load_as_sum<T>(a.in, place_of(a.in_strides, at, c)) : 0;
 }
 
-// The weight from tap and input channel k to an output channel, if it is live.
+// The weight from a tap and an input channel to an output channel, if it is live.
 template <class T>
-PIXELFAST_DEVICE typename SumOf<T>::Type weight_of(const ConvArgs& a, int channel, int64_t k) {
-  const int tap = static_cast<int>(k / a.inputs);
-  const int64_t c = k % a.inputs;
+PIXELFAST_DEVICE typename SumOf<T>::Type weight_of(const ConvArgs& a, int channel, int tap, int c) {
   return is_live(a, channel, c, tap) ? load_as_sum<T>(a.weight, weight_place(a, channel, c, tap)) : 0;
 }
 
@@ -127,13 +127,17 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
   const int64_t first = static_cast<int64_t>(simt::block() / column_blocks) * kSide;
   const Columns columns(a, simt::block() % column_blocks);
   Sum acc[4][4] = {};
-  const int64_t depth = static_cast<int64_t>(a.n_taps) * a.inputs;
+  const int64_t depth = static_cast<int64_t>(a.n_taps) * a.inputs, p = first + thread % kSide;
+  const Position at = position_of(p, a.height, a.width);
+  const int channel = columns.channel(thread % kSide);
+  int tap = 0, c = thread / kSide;  // of the next term
   for (int64_t k0 = 0; k0 < depth; k0 += kDeep) {
     for (int e = thread; e < kDeep * kSide; e += kConvThreads) {
-      const int64_t k = k0 + e / kSide, p = first + e % kSide;
-      const int channel = columns.channel(e % kSide);
-      memory.rows.set(e, k < depth && p < positions ? input_of<T>(a, p, k) : 0);
-      memory.columns.set(e, k < depth && channel >= 0 ? weight_of<T>(a, channel, k) : 0);
+      for (; c >= a.inputs; c -= a.inputs) ++tap;
+      const bool there = tap < a.n_taps;
+      memory.rows.set(e, there && p < positions ? input_of<T>(a, at, tap, c) : 0);
+      memory.columns.set(e, there && channel >= 0 ? weight_of<T>(a, channel, tap, c) : 0);
+      c += kTermsApart;
     }
     simt::sync_block();
     multiply(memory, ty, tx, acc);
@@ -141,8 +145,8 @@ PIXELFAST_DEVICE void conv_block(const ConvArgs& a, ConvMemory<typename SumOf<T>
   }
   PIXELFAST_UNROLL()
   for (int i = 0; i < 4; ++i) {
-    const int64_t p = first + 4 * ty + i;
-    if (p < positions) finish<T>(a, position_of(p, a.height, a.width), columns, tx, acc[i]);
+    const int64_t mine = first + 4 * ty + i;
+    if (mine < positions) finish<T>(a, position_of(mine, a.height, a.width), columns, tx, acc[i]);
   }
 }
 
@@ -161,17 +165,20 @@ PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
   const int64_t start = tile % column_blocks * kSide;
   const int first = static_cast<int>(tile / column_blocks * kSide);
   const int64_t begin = positions * split / a.splits, end = positions * (split + 1) / a.splits;
+  const int64_t column = start + thread % kSide;
+  const int channel = first + thread % kSide;
+  const int tap = static_cast<int>(column < all - 1 ? column / a.inputs : 0);
+  const int c = static_cast<int>(column < all - 1 ? column % a.inputs : 0);
+  Position at = position_of(begin + thread / kSide, a.height, a.width);
   Sum acc[4][4] = {};
   for (int64_t p0 = begin; p0 < end; p0 += kDeep) {
     for (int e = thread; e < kDeep * kSide; e += kConvThreads) {
-      const int64_t p = p0 + e / kSide, column = start + e % kSide;
-      const int channel = first + e % kSide;
+      const bool there = p0 + e / kSide < end;
       Sum g = 0, x = 0;
-      if (p < end && channel < a.outputs) {
-        g = load_as_sum<T>(a.grad, place_of(a.grad_strides, position_of(p, a.height, a.width), channel));
-      }
-      if (p < end && column < all) x = column == all - 1 ? 1 : input_of<T>(a, p, column);
+      if (there && channel < a.outputs) g = load_as_sum<T>(a.grad, place_of(a.grad_strides, at, channel));
+      if (there && column < all) x = column == all - 1 ? 1 : input_of<T>(a, at, tap, c);
       memory.rows.set(e, g), memory.columns.set(e, x);
+      at.advance(kTermsApart, a.height, a.width);
     }
     simt::sync_block();
     multiply(memory, ty, tx, acc);
@@ -180,8 +187,8 @@ PIXELFAST_DEVICE void weight_grad_block(const WeightGradArgs& a,
   Sum* parts = static_cast<Sum*>(a.parts) + split * a.part;
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
-      const int64_t channel = first + 4 * ty + i, column = start + tx + 16 * j;
-      if (channel < a.outputs && column < all) parts[channel * all + column] = acc[i][j];
+      const int64_t row = first + 4 * ty + i, to = start + tx + 16 * j;
+      if (row < a.outputs && to < all) parts[row * all + to] = acc[i][j];
     }
   }
 }

@@ -8,7 +8,8 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kPart = 512;    // positions at least, of a part of a weight's gradient
-constexpr int kBlocksAtOnce = 2;  // of a multiprocessor
+constexpr int kBlocksAtOnce = 2;  // of a multiprocessor, as registers go
+constexpr int kReserved = 1024;   // bytes of shared memory that a block takes for itself
 
 int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -59,6 +60,13 @@ Sums sums_of(const WeightGradArgs& a) {
   return {over(a.outputs, kSide), over(all, kSide), a.outputs * all};
 }
 
+// Of a multiprocessor.
+int blocks_at_once(const WeightGradArgs& a, const ConvDevice& device) {
+  if (!a.tensor_cores) return kBlocksAtOnce;
+  const int nbytes = stage_start(a, kStages) * static_cast<int>(sizeof(uint32_t)) + kReserved;
+  return std::clamp(device.shared_nbytes / nbytes, 1, kBlocksAtOnce);
+}
+
 }  // namespace
 
 size_t plan(ConvArgs& a, const ConvDevice& device) {
@@ -77,7 +85,7 @@ size_t plan(WeightGradArgs& a, const ConvDevice& device) {
   survey(a, device);
   a.at_once = in_units(a.in, a.in_strides, a.inputs) && in_units(a.grad, a.grad_strides, a.outputs);
   const Sums sums = sums_of(a);
-  const int64_t at_once = int64_t{kBlocksAtOnce} * device.processors;
+  const int64_t at_once = int64_t{blocks_at_once(a, device)} * device.processors;
   const int64_t shares = at_once / std::max<int64_t>(sums.row_blocks * sums.column_blocks, 1);
   a.splits = static_cast<int32_t>(std::max<int64_t>(std::min(shares, over(positions_of(a), kPart)), 1));
   a.part = sums.count;

@@ -17,12 +17,11 @@ constexpr int kStripLines = kTensorRows + kMostSpan;
 constexpr int kStripWords = kStripLines * kStep / 2;
 constexpr int kWeightWords = kTensorColumns * kStep / 2;
 
-// Strips, tiles of weights, and a unit of zeros that stands for what is outside of the grid.
-struct ConvTiles {
-  static constexpr int kWeights = kStages * kStripWords;
-  static constexpr int kZeros = kWeights + kStages * kWeightWords;
-  simt::Shared<uint32_t, kZeros + kUnit / 2> words;
-};
+// In shared memory: strips, then tiles of weights, then zeros.
+constexpr int kWeights = kStages * kStripWords;
+constexpr int kZeros = kWeights + kStages * kWeightWords;
+constexpr int kConvWords = kZeros + kZeroWords;
+static_assert(kZeros % kZeroWords == 0, "zeros are in the banks of what they stand for");
 
 // A step of the sums: its first unit, among those of a row of the kernel and of up to 32 input channels.
 struct Step {
@@ -102,7 +101,7 @@ struct StripCopies {
   Line lines[kLines];
 
   PIXELFAST_DEVICE StripCopies(const ConvArgs& a, int64_t first) {
-    Walk walk(a, a.in_strides, first + a.left + simt::thread() / kUnitsOfStep);
+    Walk walk(a, a.in_strides, first + a.left + line_of_thread<kAtOnce>());
     PIXELFAST_UNROLL()
     for (int i = 0; i < kLines; ++i) {
       lines[i] = Line(a, walk);
@@ -110,15 +109,15 @@ struct StripCopies {
     }
   }
 
-  PIXELFAST_DEVICE void start(const ConvArgs& a, ConvTiles& memory, int stage, const Step& step) const {
-    const int unit = simt::thread() % kUnitsOfStep, channel = step.channel + unit * kUnit;
-    const int line = simt::thread() / kUnitsOfStep, dy = a.tap_y[step.tap];
+  PIXELFAST_DEVICE void start(const ConvArgs& a, Tiles& memory, int stage, const Step& step) const {
+    const int unit = unit_of_thread<kAtOnce>(), channel = step.channel + unit * kUnit;
+    const int line = line_of_thread<kAtOnce>(), dy = a.tap_y[step.tap];
     const int64_t apart = kAtOnce ? 1 : a.in_strides.c, shift = dy * a.in_strides.y + channel * apart;
     const int word = stage * kStripWords + word_of<kUnitsOfStep>(line, unit);
     PIXELFAST_UNROLL()
     for (int i = 0; i < kLines; ++i) {
       if (unit < step.units && line + i * kApart < kTensorRows + a.span) {
-        bring<kAtOnce>(memory.words, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
+        bring<kAtOnce>(memory, word + i * kApart / 16 * kSixteenLines<kUnitsOfStep>, a.in,
                        lines[i].place + shift, apart, lines[i].is_inside(a, dy) ? a.inputs - channel : 0);
       }
     }
@@ -126,24 +125,23 @@ struct StripCopies {
 };
 
 // `from`: of the thread.
-PIXELFAST_DEVICE inline void start_weights(ConvTiles& memory, const uint16_t* from, int stage) {
+PIXELFAST_DEVICE inline void start_weights(Tiles& memory, const uint16_t* from, int stage) {
   const int line = simt::thread() / kUnitsOfStep, apart = kTensorThreads / kUnitsOfStep;
   const int word = word_of<kUnitsOfStep>(line, simt::thread() % kUnitsOfStep);
   for (int i = 0; i < kTensorColumns / apart; ++i) {
-    simt::copy_async<4>(
-        memory.words,
-        ConvTiles::kWeights + stage * kWeightWords + word + i * apart / 16 * kSixteenLines<kUnitsOfStep>,
-        from + i * kTensorThreads * kUnit, true);
+    simt::copy_async<4>(memory,
+                        kWeights + stage * kWeightWords + word + i * apart / 16 * kSixteenLines<kUnitsOfStep>,
+                        from + i * kTensorThreads * kUnit, true);
   }
 }
 
 // Adds the products of a step. `x`: of the lane's rows, 16 apart.
 template <simt::Half kHalf>
-PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const ConvTiles& memory, const Step& step,
+PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const Tiles& memory, const Step& step,
                                            int strip, int weights, const int (&x)[4], Sums& sums) {
   constexpr int kApart = kSixteenLines<kUnitsOfStep>;
   const int lane = simt::lane(), line = simt::thread() / simt::kWarp * kWarpRows + lane % 16 - a.left;
-  const int tile = ConvTiles::kWeights + weights * kWeightWords;
+  const int tile = kWeights + weights * kWeightWords;
   for (int term = 0; term < kStep; term += 16) {
     const int nth = step.unit + term / kUnit + lane / 16;
     const int tap = nth * step.inverse >> 16, unit = nth - tap * step.units;
@@ -153,11 +151,11 @@ PIXELFAST_DEVICE inline void multiply_step(const ConvArgs& a, const ConvTiles& m
     Fragments f;
     for (int i = 0; i < 4; ++i) {
       const bool inside = static_cast<uint32_t>(x[i] + dx) < static_cast<uint32_t>(a.in_width);
-      simt::load_matrices(memory.words, inside ? row + i * kApart : ConvTiles::kZeros, f.rows[i]);
+      simt::load_matrices(memory, inside ? row + i * kApart : zeros_for(kZeros, row), f.rows[i]);
     }
     for (int j = 0; j < 4; ++j) {
       uint32_t found[4];
-      simt::load_matrices(memory.words, column + j * kApart, found);
+      simt::load_matrices(memory, column + j * kApart, found);
       f.set_columns(j, found);
     }
     f.multiply<kHalf>(sums);
@@ -227,7 +225,8 @@ PIXELFAST_DEVICE inline void finish_tile(const ConvArgs& a, int64_t first, int b
 
 // `kAtOnce`: whether units of the input are read at once.
 template <simt::Half kHalf, bool kAtOnce>
-PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
+PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a) {
+  Tiles& memory = simt::dynamic_memory();
   const int wide = a.gate ? kTensorColumns / 2 : kTensorColumns;
   const int column_blocks = ((a.gate ? a.outputs / 2 : a.outputs) + wide - 1) / wide;
   const int block = simt::block() % column_blocks, thread = simt::thread();
@@ -240,7 +239,7 @@ PIXELFAST_DEVICE void tensor_conv_block(const ConvArgs& a, ConvTiles& memory) {
   const uint16_t* from = static_cast<const uint16_t*>(a.packed) +
                          static_cast<int64_t>(block) * a.steps * kTensorColumns * kStep + thread * kUnit;
   Sums sums = {};
-  if (thread < kUnit / 2) memory.words.set(ConvTiles::kZeros + thread, 0);
+  if (thread < kZeroWords) memory.set(kZeros + thread, 0);
 
   // Copies are started two steps ahead: of weights in each step, of strips where a row of the kernel begins.
   Step now(a, 0), ahead(a, 0);

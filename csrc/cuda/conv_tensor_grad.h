@@ -11,22 +11,6 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-constexpr int kGradWords = kStep * kTensorColumns / 2;
-
-PIXELFAST_BOTH inline int strip_words(const ConvShape& a) { return (kStep + a.span) * kStep / 2; }
-
-// A unit of zeros, and in each stage the gradient, and a strip for each row of the kernel that a tile has
-// taps of: as many as it has taps, at most.
-struct GradTiles {
-  static constexpr int kZeros = 0;
-  static constexpr int kMostWords =
-      kUnit / 2 + kStages * (kGradWords + kTapsOfTile * (kStep + kMostSpan) * kStep / 2);
-  simt::Shared<uint32_t, kMostWords> words;
-};
-PIXELFAST_BOTH inline int stage_start(const ConvShape& a, int stage) {
-  return kUnit / 2 + stage * (kGradWords + kTapsOfTile * strip_words(a));
-}
-
 // 32 input channels of a tap: in the order of parts, all taps of the first channels, then of the next.
 struct TapChannels {
   int tap = 0, channel = 0, row = 0;
@@ -53,9 +37,9 @@ struct GradCopies {
 
   PIXELFAST_DEVICE GradCopies(const WeightGradArgs& a, int64_t begin, int64_t end, const TapChannels& first,
                               const TapChannels& last)
-      : far(a, a.in_strides, begin + a.left + simt::thread() / kUnitsOfStep),
-        of_grad(a, a.grad_strides, begin + simt::thread() / kUnitsOfStep),
-        left(end - begin - simt::thread() / kUnitsOfStep),
+      : far(a, a.in_strides, begin + a.left + line_of_thread<kAtOnce>()),
+        of_grad(a, a.grad_strides, begin + line_of_thread<kAtOnce>()),
+        left(end - begin - line_of_thread<kAtOnce>()),
         strips(first.live ? last.strip(a) - first.strip(a) + 1 : 0),
         row(first.row),
         channel(first.channel) {
@@ -63,14 +47,14 @@ struct GradCopies {
     far.advance(a, a.in_strides, kStep);
   }
 
-  PIXELFAST_DEVICE void start(const WeightGradArgs& a, GradTiles& memory, int stage, int first_output) {
-    const int line = simt::thread() / kUnitsOfStep, unit = simt::thread() % kUnitsOfStep;
+  PIXELFAST_DEVICE void start(const WeightGradArgs& a, Tiles& memory, int stage, int first_output) {
+    const int line = line_of_thread<kAtOnce>(), unit = unit_of_thread<kAtOnce>();
     const int64_t apart = kAtOnce ? 1 : a.in_strides.c, grads_apart = kAtOnce ? 1 : a.grad_strides.c;
     int word = stage_start(a, stage);
     for (int i = 0; i < 2; ++i) {  // of neighbouring lines different halves at a time, in different banks
       const int among = unit + (i + line) % 2 * kUnitsOfStep, c = first_output + among * kUnit;
       const bool there = left > 0 && of_grad.at.x < a.width;
-      bring<kAtOnce>(memory.words, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
+      bring<kAtOnce>(memory, word + word_of<kTensorColumns / kUnit>(line, among), a.grad,
                      of_grad.place + c * grads_apart, grads_apart, there ? a.outputs - c : 0);
     }
     word += kGradWords + word_of<kUnitsOfStep>(line, unit);
@@ -82,8 +66,8 @@ struct GradCopies {
       const int64_t shift = dy * a.in_strides.y + c * apart;
       for (int half = 0; half < 2; ++half) {
         if (half == 1 && line >= a.span) break;
-        bring<kAtOnce>(memory.words, word + half * 2 * kSixteenLines<kUnitsOfStep>, a.in,
-                       lines[half].place + shift, apart, lines[half].is_inside(a, dy) ? a.inputs - c : 0);
+        bring<kAtOnce>(memory, word + half * 2 * kSixteenLines<kUnitsOfStep>, a.in, lines[half].place + shift,
+                       apart, lines[half].is_inside(a, dy) ? a.inputs - c : 0);
       }
       word += strip_words(a);
       if (++r == a.n_rows) r = 0, c += kStep;
@@ -95,7 +79,8 @@ struct GradCopies {
 
 // `kAtOnce`: whether units of both operands are read at once.
 template <simt::Half kHalf, bool kAtOnce>
-PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTiles& memory) {
+PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a) {
+  Tiles& memory = simt::dynamic_memory();
   const int64_t taps = int64_t{a.n_taps} * ((a.inputs + kStep - 1) / kStep);
   const int64_t of_taps = (taps + kTapsOfTile - 1) / kTapsOfTile, row_blocks = of_taps > 0 ? of_taps : 1;
   const int column_blocks = (a.outputs + kTensorColumns - 1) / kTensorColumns;
@@ -103,7 +88,12 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   const int64_t tile = simt::block() % (row_blocks * column_blocks), row_block = tile / column_blocks;
   const int first = static_cast<int>(tile % column_blocks) * kTensorColumns;
   const int64_t positions = static_cast<int64_t>(a.batch) * a.height * a.columns;
-  const int64_t begin = positions * split / a.splits, end = positions * (split + 1) / a.splits;
+  // Parts end where steps do: zero times the inputs of what comes after is not zero, where those are
+  // infinite.
+  const int64_t all_steps = (positions + kStep - 1) / kStep;
+  const int64_t begin = kStep * (all_steps * split / a.splits);
+  const int64_t past_end = kStep * (all_steps * (split + 1) / a.splits);
+  const int64_t end = past_end < positions ? past_end : positions;
   const int steps = static_cast<int>((end - begin + kStep - 1) / kStep);
 
   const int lane = simt::lane(), warp = simt::thread() / simt::kWarp;
@@ -118,7 +108,7 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
   }
   const int line = lane % 8 + lane / 16 * 8;  // and 16 further
   int x[2] = {grid_position(a, begin + line).x, grid_position(a, begin + line + 16).x};
-  if (simt::thread() < kUnit / 2) memory.words.set(GradTiles::kZeros + simt::thread(), 0);
+  if (simt::thread() < kZeroWords) memory.set(simt::thread(), 0);
 
   // The bias's gradient is a product with ones; each warp has a quarter of its columns.
   const bool with_bias = a.bias != nullptr && row_block == 0;
@@ -144,14 +134,15 @@ PIXELFAST_DEVICE void tensor_weight_grad_block(const WeightGradArgs& a, GradTile
       for (int i = 0; i < 4; ++i) {
         const int tap = i / 2, unit = i % 2 * 2 + lane / 8 % 2;
         const int word = word_of<kUnitsOfStep>(16 * half + line + dx[tap] - a.left, unit);
-        const bool inside = static_cast<uint32_t>(x[half] + dx[tap]) < static_cast<uint32_t>(a.in_width);
-        simt::load_matrices_turned(memory.words, inside ? strips + strip[tap] + word : GradTiles::kZeros,
+        const bool inside =
+            x[half] < a.width && static_cast<uint32_t>(x[half] + dx[tap]) < static_cast<uint32_t>(a.in_width);
+        simt::load_matrices_turned(memory, inside ? strips + strip[tap] + word : zeros_for(0, word),
                                    f.rows[i]);
       }
       for (int j = 0; j < 4; ++j) {
         uint32_t found[4];
         const int word = word_of<kTensorColumns / kUnit>(16 * half + lane % 16, 2 * j + lane / 16);
-        simt::load_matrices_turned(memory.words, grads + word, found);
+        simt::load_matrices_turned(memory, grads + word, found);
         f.set_columns(j, found);
       }
       f.multiply<kHalf>(sums);

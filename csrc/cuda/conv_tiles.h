@@ -10,11 +10,17 @@ namespace pixelfast {
 namespace cuda {
 namespace {
 
-constexpr int kStages = 3;  // tiles in flight: one is read while copies to the others go on
 constexpr int kWarpRows = kTensorRows / (kTensorThreads / simt::kWarp);
 
 PIXELFAST_DEVICE inline int stage_before(int stage) { return stage == 0 ? kStages - 1 : stage - 1; }
 PIXELFAST_DEVICE inline int stage_after(int stage) { return stage == kStages - 1 ? 0 : stage + 1; }
+
+using Tiles = simt::Shared<uint32_t, simt::kMostWords>;  // what a launch gives a block
+
+// The zeros that stand for a line outside of the grid: in the banks of that line.
+PIXELFAST_DEVICE inline int zeros_for(int zeros, int word) {
+  return zeros + static_cast<int>(static_cast<uint32_t>(word) % kZeroWords);
+}
 
 // Where a unit of a line is. Those of a line change places, so that eight lanes that read the same unit of
 // eight neighbouring lines find them in different banks. Lines 16 apart are alike.
@@ -26,20 +32,34 @@ PIXELFAST_DEVICE inline int word_of(int line, int unit) {
 template <int kUnits>
 constexpr int kSixteenLines = 16 * kUnits * 4;  // words
 
+// Which unit of 32 lines of four a thread brings. Neighbouring threads have neighbouring units of a line,
+// where these are next to each other in memory of the device, and neighbouring lines, where those may be.
+template <bool kAtOnce>
+PIXELFAST_DEVICE inline int line_of_thread() {
+  return kAtOnce ? simt::thread() / kUnitsOfStep : simt::thread() % simt::kWarp;
+}
+template <bool kAtOnce>
+PIXELFAST_DEVICE inline int unit_of_thread() {
+  return kAtOnce ? simt::thread() % kUnitsOfStep : simt::thread() / simt::kWarp;
+}
+static_assert(kTensorThreads == kUnitsOfStep * simt::kWarp, "a thread has a unit");
+
 // Brings up to eight channels of a position to a unit, at once where they lie so; zeros for those that there
 // are not.
-template <bool kAtOnce, int kSize>
-PIXELFAST_DEVICE inline void bring(simt::Shared<uint32_t, kSize>& memory, int word, const void* from,
-                                   int64_t at, int64_t stride, int channels) {
+template <bool kAtOnce>
+PIXELFAST_DEVICE inline void bring(Tiles& memory, int word, const void* from, int64_t at, int64_t stride,
+                                   int channels) {
   const uint16_t* const source = static_cast<const uint16_t*>(from) + at;
   if constexpr (kAtOnce) {
     simt::copy_async<4>(memory, word, source, channels > 0);
   } else {
+    uint32_t found[4];
     for (int i = 0; i < 4; ++i) {
       const uint32_t low = 2 * i < channels ? source[2 * i * stride] : 0;
       const uint32_t high = 2 * i + 1 < channels ? source[(2 * i + 1) * stride] : 0;
-      memory.set(word + i, low | high << 16);
+      found[i] = low | high << 16;
     }
+    simt::set_four(memory, word, found);
   }
 }
 

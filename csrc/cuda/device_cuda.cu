@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "cuda/current.h"
 #include "cuda/device.h"
 #include "cuda/walk.h"
 
@@ -19,19 +20,6 @@ void check(cudaError_t status, const char* what) {
   cudaGetLastError();  // so that it is not found again
   throw std::runtime_error(std::string("[cuda] ") + what + " failed: " + cudaGetErrorString(status));
 }
-
-// The device of this thread, as it was, at the end of a scope.
-class Current {
- public:
-  explicit Current(int device) {
-    check(cudaGetDevice(&before_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~Current() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
 
 constexpr int kThreads = 256;
 

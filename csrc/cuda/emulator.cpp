@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kStackBytes = size_t{128} << 10;
 constexpr int kSeveral = -2;
 
-enum class State { ready, at_block, at_warp, at_cluster, done };
+enum class State { ready, at_block, at_warp, at_meet, at_cluster, done };
 
 struct Copy {
   Touches* word;
@@ -64,6 +64,9 @@ void wait_as(State state) {
   me.context.switch_to(grid->scheduler);
 }
 
+// For the lanes of a warp that pass values to each other, which orders nothing in memory.
+void meet() { wait_as(State::at_meet); }
+
 // Lets go on who waits at a barrier that all have reached. Returns whether anybody may.
 bool release() {
   const auto all = [&](size_t first, int n, State state) {
@@ -76,6 +79,7 @@ bool release() {
   };
   for (size_t w = 0; w < grid->warp_barriers.size(); ++w) {
     if (all(w * kWarp, kWarp, State::at_warp)) let(w * kWarp, kWarp), ++grid->warp_barriers[w];
+    if (all(w * kWarp, kWarp, State::at_meet)) let(w * kWarp, kWarp);
   }
   for (size_t b = 0; b < grid->block_barriers.size(); ++b) {
     const size_t first = b * grid->threads;
@@ -107,7 +111,9 @@ void run_all() {
   }
   for (const Fiber& f : grid->fibers) {
     if (f.state == State::done) continue;
-    const char* whose = f.state == State::at_block ? "block" : f.state == State::at_warp ? "warp" : "cluster";
+    const char* whose = f.state == State::at_block     ? "block"
+                        : f.state == State::at_cluster ? "cluster"
+                                                       : "warp";
     throw std::runtime_error("[emulator] thread " + std::to_string(f.thread) + " of block " +
                              std::to_string(f.block) + " waits at a barrier of its " + whose +
                              " that not all threads reach");
@@ -178,27 +184,27 @@ uint64_t exchange(uint64_t x, int from) {
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
   if (from < 0 || from >= kWarp) fault("a shuffle from a lane that there is not");
   grid->passed[first + lane()] = x;
-  sync_warp();
+  meet();
   const uint64_t found = grid->passed[first + from];
-  sync_warp();
+  meet();
   return found;
 }
 
 void exchange(int x, int (&all)[kWarp]) {
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
   grid->passed[first + lane()] = static_cast<uint32_t>(x);
-  sync_warp();
+  meet();
   for (int i = 0; i < kWarp; ++i) all[i] = static_cast<int>(grid->passed[first + i]);
-  sync_warp();
+  meet();
 }
 
 uint32_t ballot(bool x) {
   uint32_t votes = 0;
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
   grid->passed[first + lane()] = x;
-  sync_warp();
+  meet();
   for (int i = 0; i < kWarp; ++i) votes |= static_cast<uint32_t>(grid->passed[first + i]) << i;
-  sync_warp();
+  meet();
   return votes;
 }
 
@@ -260,7 +266,7 @@ void multiply_numbers(const float (&mine)[12], float (&sum)[4]) {
   const size_t first = static_cast<size_t>(grid->current - grid->fibers.data()) / kWarp * kWarp;
   std::array<float, 12>* const operands = &grid->operands[first];
   for (int i = 0; i < 12; ++i) operands[lane()][i] = mine[i];
-  sync_warp();
+  meet();
   for (int e = 0; e < 4; ++e) {
     const int row = lane() / 4 + e / 2 * 8, column = lane() % 4 * 2 + e % 2;
     for (int k = 0; k < 16; ++k) {
@@ -269,7 +275,7 @@ void multiply_numbers(const float (&mine)[12], float (&sum)[4]) {
       sum[e] += x * operands[column * 4 + t][2 * (4 + far) + k % 2];  // products of halves are exact
     }
   }
-  sync_warp();
+  meet();
 }
 
 void multiply_by_a_warp(Half half, const uint16_t* a, const uint16_t* b, float* product) {
@@ -354,6 +360,14 @@ bool provoke(const char* name) {
       if (thread() == 0) memory.set(0, 1);
       sync_warp();
       if (thread() == far) memory.get(0);
+    });
+  }
+  if (wanted == "write, shuffle, then read") {
+    return kernel([&] {
+      memory.set(thread(), 1);
+      shuffle_xor(1, 1);
+      ballot(true);
+      memory.get(thread() ^ 1);
     });
   }
   if (wanted == "read, then write") {

@@ -3,6 +3,7 @@
 // It stops the run, and says why, where a thread of a block ends or waits elsewhere while others wait at a
 // barrier, where shared memory is read before it is written, or before a copy to it was waited for, or past
 // its end, or where two threads touch a word of it without a barrier between, and one of them writes.
+// Shuffles, ballots and products of matrices are no barriers.
 #pragma once
 
 #include <cstdint>
@@ -112,6 +113,12 @@ struct Shared {
     words[i] = x;
   }
 };
+
+template <int kSize>
+void set_four(Shared<uint32_t, kSize>& to, int i, const uint32_t (&x)[4]) {
+  if (i % 4 != 0) fault("a write of four words that is not aligned to them");
+  for (int k = 0; k < 4; ++k) to.set(i + k, x[k]);
+}
 
 constexpr int kMostWords = 227 * 1024 / 4;
 Shared<uint32_t, kMostWords>& dynamic_memory();

@@ -78,6 +78,12 @@ struct Shared {
   PIXELFAST_DEVICE void set(int i, T x) { words[i] = x; }
 };
 
+// Four words from i on, a multiple of four.
+template <int kSize>
+PIXELFAST_DEVICE inline void set_four(Shared<uint32_t, kSize>& to, int i, const uint32_t (&x)[4]) {
+  *reinterpret_cast<uint4*>(&to.words[i]) = make_uint4(x[0], x[1], x[2], x[3]);
+}
+
 // Of half precision, and to it, rounded to the nearest even.
 template <Half kHalf>
 PIXELFAST_DEVICE inline float widen(uint16_t x) {
