@@ -313,9 +313,10 @@ class Products {
         uint32_t a[kAhead][4], b[kAhead][kParts][2];
         for (int u = 0; u < kAhead; ++u) {
           const int first = i + u * kMatrixDepth + simt::lane() % 4 * 2;
+          const int within = u < steps ? u : steps - 1;  // without a branch, which loads would wait for
           for (int k = 0; k < 4; ++k) a[u][k] = rounded_pair(in[k % 2], first + k / 2 * 8, tap.channels);
           for (int k = 0; k < 2 * kParts; ++k) {
-            b[u][k / 2][k % 2] = u < steps ? columns[k / 2].at(word + u * kMatrixDepth / 2 + k % 2 * 4) : 0;
+            b[u][k / 2][k % 2] = columns[k / 2].at(word + within * kMatrixDepth / 2 + k % 2 * 4);
           }
         }
         for (int u = 0; u < kAhead; ++u) {
