@@ -153,7 +153,8 @@ void Memory::clear() {
   check(cudaStreamSynchronize(nullptr), "cudaMemset");
 }
 
-void run_walk(int device, Walk walk, int64_t given_stream, const std::function<void(int)>& tick) {
+void run_walk(int device, Walk walk, int64_t given_stream,
+              const std::function<void(unsigned long long)>& tick) {
   const Current current(device);
   Flags* flags = nullptr;
   check(cudaHostAlloc(reinterpret_cast<void**>(&flags), sizeof *flags, cudaHostAllocMapped), "cudaHostAlloc");

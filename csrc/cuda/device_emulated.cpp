@@ -40,7 +40,7 @@ void Memory::upload(const void* source, size_t nbytes) { std::memcpy(start_, sou
 void Memory::download(void* target, size_t nbytes) const { std::memcpy(target, start_, nbytes); }
 void Memory::clear() { std::memset(start_, 0, nbytes_); }
 
-void run_walk(int, Walk walk, int64_t, const std::function<void(int)>& tick) {
+void run_walk(int, Walk walk, int64_t, const std::function<void(unsigned long long)>& tick) {
   const int blocks = walk.teams * walk.team_blocks;
   Flags flags{};
   const FloatMode mode;

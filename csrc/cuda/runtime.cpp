@@ -288,7 +288,8 @@ void Engine::run_part(const DeviceRequest& r, const Crew& crew, int64_t first,
   const int64_t chunks = (r.n + walk.chunk - 1) / walk.chunk;
   const double all =
       static_cast<double>(chunks) * static_cast<double>(std::max<size_t>(p.step_ends.size(), 1));
-  run_walk(device, walk, r.stream, [&](int done) { progress(std::min(done / all, 1.0)); });
+  run_walk(device, walk, r.stream,
+           [&](unsigned long long done) { progress(std::min(static_cast<double>(done) / all, 1.0)); });
   flaws.download(&flaw, sizeof flaw);
   if (flaw != kNoFlaw) refuse(flaw, p, first);
   if (r.on_device) return;
