@@ -161,6 +161,7 @@ void run_walk(int device, Walk walk, int64_t given_stream,
   volatile Flags* seen = flags;
   seen->done = seen->stop = 0;
   std::exception_ptr error;
+  bool running = false;
   cudaEvent_t ended = nullptr;
   cudaStream_t own = nullptr, stream = reinterpret_cast<cudaStream_t>(given_stream);
   try {
@@ -172,8 +173,9 @@ void run_walk(int device, Walk walk, int64_t given_stream,
       check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "cudaStreamCreate");
       stream = own;
     }
-    launch(walk, stream);
     check(cudaEventCreateWithFlags(&ended, cudaEventDisableTiming), "cudaEventCreate");
+    launch(walk, stream);
+    running = true;
     check(cudaEventRecord(ended, stream), "cudaEventRecord");
     auto last = std::chrono::steady_clock::now();
     for (;;) {
@@ -194,9 +196,14 @@ void run_walk(int device, Walk walk, int64_t given_stream,
       }
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
+    running = false;
     if (!error) tick(seen->done);
   } catch (...) {
     if (!error) error = std::current_exception();
+  }
+  if (running) {  // with memory that is about to be freed
+    seen->stop = 1;
+    cudaStreamSynchronize(stream);
   }
   if (ended != nullptr) cudaEventDestroy(ended);
   if (own != nullptr) cudaStreamDestroy(own);
