@@ -251,8 +251,9 @@ class Sampler:
             covers known pixels too.
         - `per_pixel`: return the log-probability of each sub-pixel.
         - `progress`: show a bar. `threads`: None or 0 takes PIXELFAST_THREADS, or else all cores. `chunk`: images that
-            are worked on at once, and `team`: threads that share them; chosen if None. `resident_nbytes`: of the shared
-            memory of a block of a GPU, at most, for tables and weights. None of these changes a bit.
+            are worked on at once, and `team`: threads, or blocks of a GPU, that share them, at most; chosen if None.
+            `resident_nbytes`: of the shared memory of a block of a GPU, at most, for tables and weights. None of these
+            changes a bit.
 
         Raises `ValueError` for bad arguments, `MemoryError` where the batch would not fit, `KeyboardInterrupt` within a
         second of Ctrl-C.
@@ -432,7 +433,7 @@ class Sampler:
         found = {
             "resident_nbytes": resident,
             "threads": integer("threads", threads or 0, 0, C["kMaxThreads"], where=where),
-            "chunk": integer("chunk", chunk or 0, 0, where=where),
+            "chunk": integer("chunk", chunk or 0, 0, 2**31 - 1, where=where),
             "team": integer("team", team or 0, 0, C["kMaxThreads"], where=where),
         }
         return {key: value for key, value in found.items() if key in _PARALLEL[self.target.kind]}

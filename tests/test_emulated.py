@@ -133,6 +133,23 @@ def test_progress_and_what_it_throws():
         run(t.load("emulated"), t, 4, progress=interrupt)
 
 
+@pytest.mark.parametrize("team", [1, 2, 3])
+def test_a_run_stops_early(team):
+    t = chain((1, 9, 9), 4, 5)
+    program = t.load("emulated")
+    want = run(program, t, 2, team=team, chunk=2)
+    assert _emulated.steps_done() == t.steps
+
+    def interrupt(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(program, t, 2, progress=interrupt, team=team, chunk=2)
+    assert 0 < _emulated.steps_done() < t.steps / 2
+    got = run(program, t, 2, team=team, chunk=2)
+    assert (got[0] == want[0]).all()
+
+
 def test_bad_arguments_are_refused():
     t = chain((1, 3, 3), 4, 5)
     with pytest.raises(ValueError, match=r"device must be in \[0, 2\), got 3"):
@@ -144,12 +161,24 @@ def test_bad_arguments_are_refused():
         run(program, t, team=-2)
     with pytest.raises(ValueError, match=r"log_prob must have shape"):
         program.run(images=np.zeros((1, *t.shape), np.int32), log_prob=np.zeros((2, *t.shape), np.float32))
+    with pytest.raises(ValueError, match=r"\[explain\] team must not be negative, got -2"):
+        program.estimates(n=1, team=-2)
     damaged = t.words()
     damaged[2] += 1
     with pytest.raises(ValueError, match="words"):
         _emulated.Program(damaged, t.data)
     assert _emulated.backend() == "emulated"
     assert run(program, t, 0)[0].shape == (0, *t.shape)
+
+
+def test_programs_with_too_many_rows_are_refused():
+    t = chain((1, 3, 3), 4, 5)
+    for _ in range(1024):
+        t.buffer(1, grid=(1 << 20, 1 << 20), broadcast=True)
+    with pytest.raises(
+        ValueError, match=r"\[program\] too large for a device: 21474836\d\d rows and columns"
+    ):
+        t.load("emulated")
 
 
 def test_cuda_says_why_it_cannot_be_had():
@@ -236,8 +265,9 @@ def test_explains_how_a_batch_is_shared():
     assert [(c.teams, c.blocks, c.barrier) for c in found.crews] == [
         *[(3, 1, "block")] * 2,
         *[(1, 2, "cluster")] * 2,
+        *[(1, 3, "memory")] * 2,
     ]
-    for with_weights, without in (found.crews[:2], found.crews[2:]):
+    for with_weights, without in (found.crews[:2], found.crews[2:4], found.crews[4:]):
         assert 0 == without.resident_nbytes < with_weights.resident_nbytes <= without.weights_nbytes
         assert with_weights.cycles < without.cycles
     assert found.crew == min(found.crews, key=lambda c: c.cycles)

@@ -21,6 +21,8 @@ def device():
     yield _emulated
     _emulated.set_shared_nbytes(4096)
     _emulated.set_capability(90)
+    _emulated.set_blocks(3)
+    _emulated.set_all_shared_nbytes(2**64 - 1)
 
 
 def alike(program, tiny, want, **options):
@@ -52,18 +54,19 @@ def test_bf16_has_the_same_bits_however_it_is_shared(tiny, capability, device):
     alike(program, tiny, run(program, tiny, 5, **options), **options)
 
 
-def test_tensor_cores_sum_what_a_thread_sums(device):
-    """Of the same rounded numbers; a GPU's in another order."""
+@pytest.mark.parametrize("hidden", [22, 76])  # taps of more than four steps, too
+def test_tensor_cores_sum_what_a_thread_sums(hidden, device):
+    """Of the same rounded numbers, here in the same order; a GPU's is another."""
     torch.manual_seed(0)
-    model = pf.models.GatedPixelCNN(channels=3, hidden=22, layers=2, levels=5).eval()
+    model = pf.models.GatedPixelCNN(channels=3, hidden=hidden, layers=2, levels=5).eval()
     images = torch.randint(0, 5, (4, 3, 6, 7))
     scores, cycles = [], []
     for capability in (75, 90):
         device.set_capability(capability)
         sampler = pf.compile(model, shape=(3, 6, 7), backend="emulated", precision="bf16")
         scores.append(sampler.log_prob(images, per_pixel=True))
-        cycles.append(sampler.explain(4).crews[0].cycles)
-    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-4)
+        cycles.append(sampler.explain(96).crews[0].cycles)
+    assert torch.equal(*scores)
     assert cycles[1] < cycles[0]
 
 
@@ -87,6 +90,24 @@ def test_as_many_weights_as_fit(device, precision):
     assert forced["resident_nbytes"] == some["resident_nbytes"]
 
 
+def test_weights_are_far_where_such_blocks_cannot_run_at_once(device):
+    device.set_all_shared_nbytes(5000)
+    assert crew(device, 4096, 1)["teams"] == 1
+    assert crew(device, 4096, 2)["resident_nbytes"] == 0
+    assert crew(device, 4096, 2)["barrier"] == "cluster"
+
+
+def test_teams_that_the_device_does_not_run(device):
+    tiny = chain((1, 3, 4), 5, 19)
+    program = tiny.load("emulated")
+    want = run(program, tiny, 2, team=3)
+    device.set_blocks(2)
+    with pytest.raises(ValueError, match=r"\[cuda\] an emulation .* cannot run a team of 3 blocks"):
+        run(program, tiny, 2, team=3)
+    assert {c["blocks"] for c in program.estimates(n=2)} == {1, 2}
+    assert (run(program, tiny, 2)[0] == want[0]).all()
+
+
 def test_how_much_is_resident_can_be_said(device):
     torch.manual_seed(0)
     sampler = pf.compile(
@@ -100,7 +121,7 @@ def test_how_much_is_resident_can_be_said(device):
         assert torch.equal(sampler.log_prob(got.images, resident_nbytes=resident), got.log_prob)
     with pytest.raises(ValueError, match=r"\[sample\] resident_nbytes must be in \[0, 2147483647\], got -1"):
         sampler.sample(2, resident_nbytes=-1)
-    with pytest.raises(ValueError, match="resident_nbytes must be -1, to choose, or at least 0, got -2"):
+    with pytest.raises(ValueError, match=r"\[explain\] resident_nbytes must be -1, .*, got -2"):
         sampler._runtime.estimates(n=1, resident_nbytes=-2)
     text = str(sampler.explain(2))
     assert "resident weights B" in text

@@ -313,7 +313,8 @@ def refuse(match: str, call, *args, error: type[Exception] = ValueError, **kwarg
         ({"top_p": 1.1}, r"\[sample\] top_p must be in \(0, 1\], got 1\.1"),
         ({"top_p": float("nan")}, r"\[sample\] top_p must be in \(0, 1\], got nan"),
         ({"threads": -1}, r"threads must be in \[0, 1024\], got -1"),
-        ({"chunk": -1}, r"chunk must be at least 0, got -1"),
+        ({"chunk": -1}, r"chunk must be in \[0, 2147483647\], got -1"),
+        ({"chunk": 2**40}, r"chunk must be in \[0, 2147483647\], got 1099511627776"),
         (
             {"given": np.zeros((3, 5, 7), int)},
             r"\[sample\] given and known come together: the images, and where",

@@ -101,9 +101,9 @@ inline void fill_request(Request& r, const Program& p, const py::object& images,
 }
 
 // How it is to be shared.
-inline void set_sharing(Request& r, int chunk, int team) {
-  if (chunk < 0) fail("[sample] chunk must not be negative, got " + std::to_string(chunk));
-  if (team < 0) fail("[sample] team must not be negative, got " + std::to_string(team));
+inline void set_sharing(Request& r, int chunk, int team, const std::string& where = "[sample]") {
+  if (chunk < 0) fail(where + " chunk must not be negative, got " + std::to_string(chunk));
+  if (team < 0) fail(where + " team must not be negative, got " + std::to_string(team));
   r.chunk = chunk, r.team = team;
 }
 

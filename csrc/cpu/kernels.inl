@@ -166,7 +166,7 @@ struct StepRunner {
   int first, vectors, all;  // `all` vectors of the task
 
   float* slot(const Step& s) const {
-    return e.slots + static_cast<int64_t>(s.slot) * kBlockRows * Lanes::kLanes;
+    return s.slot < 0 ? nullptr : e.slots + static_cast<int64_t>(s.slot) * kBlockRows * Lanes::kLanes;
   }
   const float* const* leaf(int index) const { return index < 0 ? nullptr : e.leaves + index * kBlockRows; }
   const float* value(int index) const {

@@ -66,7 +66,7 @@ class DeviceProgram {
     if (n < 1) fail("[explain] n must be positive, got " + std::to_string(n));
     DeviceRequest r{};
     r.n = n;
-    set_sharing(r, chunk, team, resident_nbytes);
+    set_sharing(r, chunk, team, resident_nbytes, "[explain]");
     py::list found;
     for (const Estimate& e : engine_.estimates(r)) {
       py::dict d;
@@ -90,10 +90,11 @@ class DeviceProgram {
     return precision == "bf16";
   }
 
-  static void set_sharing(DeviceRequest& r, int chunk, int team, int64_t resident_nbytes) {
-    pixelfast::set_sharing(r, chunk, team);
+  static void set_sharing(DeviceRequest& r, int chunk, int team, int64_t resident_nbytes,
+                          const std::string& where = "[sample]") {
+    pixelfast::set_sharing(r, chunk, team, where);
     if (resident_nbytes < -1) {
-      fail("[sample] resident_nbytes must be -1, to choose, or at least 0, got " +
+      fail(where + " resident_nbytes must be -1, to choose, or at least 0, got " +
            std::to_string(resident_nbytes));
     }
     r.resident_nbytes = resident_nbytes;
@@ -295,6 +296,9 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
 #ifdef PIXELFAST_EMULATED
   m.def("set_free_nbytes", [](size_t nbytes) { emulated.free_nbytes = nbytes; });
   m.def("set_shared_nbytes", [](size_t nbytes) { emulated.shared_nbytes = nbytes; });
+  m.def("set_blocks", [](int blocks) { emulated.blocks = blocks; });
+  m.def("set_all_shared_nbytes", [](size_t nbytes) { emulated.all_shared_nbytes = nbytes; });
+  m.def("steps_done", [] { return emulated.steps_done; });
   m.def("set_capability", [](int capability) { emulated.capability = capability; });
   m.def("provoke", [](const std::string& name) {
     if (!simt::provoke(name.c_str())) fail("[provoke] there is no fault '" + name + "'");

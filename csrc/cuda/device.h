@@ -24,7 +24,8 @@ struct DeviceInfo {
 
 // Memory that the device and the host see.
 struct Flags {
-  int done, stop;
+  unsigned long long done;  // steps of chunks
+  uint32_t stop;
 };
 
 const char* backend_name();
@@ -44,7 +45,6 @@ class Memory {
   Memory& operator=(Memory&& other) noexcept;
 
   void* get() const { return start_; }
-  size_t nbytes() const { return nbytes_; }
   void upload(const void* source, size_t nbytes);
   void download(void* target, size_t nbytes) const;
   void clear();
@@ -57,7 +57,7 @@ class Memory {
 
 // Runs a walk to its end, and `tick(done)` now and then; what it throws stops the walk and is thrown from
 // here. `walk.done` and `walk.stop` are filled in. `stream`: -1 for one of its own.
-void run_walk(int device, Walk walk, int64_t stream, const std::function<void(int)>& tick);
+void run_walk(int device, Walk walk, int64_t stream, const std::function<void(unsigned long long)>& tick);
 
 }  // namespace cuda
 }  // namespace pixelfast

@@ -141,13 +141,15 @@ void Memory::clear() {
   check(cudaStreamSynchronize(nullptr), "cudaMemset");
 }
 
-void run_walk(int device, Walk walk, int64_t given_stream, const std::function<void(int)>& tick) {
+void run_walk(int device, Walk walk, int64_t given_stream,
+              const std::function<void(unsigned long long)>& tick) {
   const Current current(device);
   Flags* flags = nullptr;
   check(cudaHostAlloc(reinterpret_cast<void**>(&flags), sizeof *flags, cudaHostAllocMapped), "cudaHostAlloc");
   volatile Flags* seen = flags;
   seen->done = seen->stop = 0;
   std::exception_ptr error;
+  bool running = false;
   cudaEvent_t ended = nullptr;
   cudaStream_t own = nullptr, stream = reinterpret_cast<cudaStream_t>(given_stream);
   try {
@@ -159,8 +161,9 @@ void run_walk(int device, Walk walk, int64_t given_stream, const std::function<v
       check(cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking), "cudaStreamCreate");
       stream = own;
     }
-    launch(walk, stream);
     check(cudaEventCreateWithFlags(&ended, cudaEventDisableTiming), "cudaEventCreate");
+    launch(walk, stream);
+    running = true;
     check(cudaEventRecord(ended, stream), "cudaEventRecord");
     auto last = std::chrono::steady_clock::now();
     for (;;) {
@@ -181,9 +184,14 @@ void run_walk(int device, Walk walk, int64_t given_stream, const std::function<v
       }
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
+    running = false;
     if (!error) tick(seen->done);
   } catch (...) {
     if (!error) error = std::current_exception();
+  }
+  if (running) {  // with memory that is about to be freed
+    seen->stop = 1;
+    cudaStreamSynchronize(stream);
   }
   if (ended != nullptr) cudaEventDestroy(ended);
   if (own != nullptr) cudaStreamDestroy(own);

@@ -61,19 +61,15 @@ T shuffle_up(T x, int delta) {
 inline int first_of(uint32_t votes) { return votes != 0 ? __builtin_ctz(votes) : -1; }
 
 // One fiber runs at a time, and gives way at barriers only: so these are plain.
-inline int fetch_add(int* p, int x) {
-  const int before = *p;
-  *p += x;
-  return before;
-}
+inline void fetch_add(unsigned long long* p, unsigned long long x) { *p += x; }
 inline unsigned long long fetch_min(unsigned long long* p, unsigned long long x) {
   const unsigned long long before = *p;
   if (x < before) *p = x;
   return before;
 }
-inline int load_acquire(const int* p) { return *p; }
-inline void fence() {}
-inline void fence_system() {}
+inline void add_release(uint32_t* p, uint32_t x) { *p += x; }
+inline uint32_t load_acquire(const uint32_t* p) { return *p; }
+inline uint32_t load_of_host(const uint32_t* p) { return *p; }
 
 template <Half kHalf>
 float widen(uint16_t x) {

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
 
 #include "core/bf16.h"
 #include "core/waits.h"
@@ -43,9 +46,22 @@ void append_halves(std::vector<uint32_t>& halves, const FlatOp& f, const OpRecor
   }
 }
 
+// The device counts these in 32 bits; decode_program bounds all others.
+void check_counts(const Program& program) {
+  int64_t places = 0, positions = 0;
+  for (const Buffer& b : program.buffers) places += int64_t{b.height} + b.width;
+  for (const Launch& launch : program.launches) positions += launch.n_runs == 1 ? 0 : launch.positions;
+  const int64_t most = std::numeric_limits<int32_t>::max();
+  if (places <= most && positions <= most) return;
+  throw std::invalid_argument("[program] too large for a device: " + std::to_string(places) +
+                              " rows and columns of buffers, " + std::to_string(positions) +
+                              " positions of launches");
+}
+
 }  // namespace
 
 Flat::Flat(const Program& program, const float* data) {
+  check_counts(program);
   for (const Buffer& b : program.buffers) {
     const auto place = [&](int64_t at) { places.push_back(static_cast<int32_t>(at)); };
     const auto rows = static_cast<int32_t>(places.size());

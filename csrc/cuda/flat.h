@@ -99,8 +99,8 @@ struct FlatProgram {
 enum class Barrier : int32_t { block, cluster, memory };
 
 struct TeamState {
-  int arrived, generation;
-  int stop[2];  // written in turn
+  uint32_t arrived;  // blocks at a barrier in memory, of all so far, in 32 bits
+  uint32_t stop[2];  // written in turn
 };
 
 struct Walk {
@@ -128,8 +128,8 @@ struct Walk {
   int64_t n_scores;
   TeamState* states;         // [teams]
   unsigned long long* flaw;  // the first sub-pixel without a distribution, times four, plus which Flaw
-  int* done;                 // steps of chunks, which the host may watch
-  const int* stop;           // set by the host
+  unsigned long long* done;  // steps of chunks, which the host may watch
+  const uint32_t* stop;      // set by the host
 };
 
 // The arrays of a program, on the host.

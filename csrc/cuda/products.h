@@ -1,6 +1,8 @@
 // Convolutions and maps: products, and the expression that makes outputs of them. Part of walk.h.
 #pragma once
 
+#include <type_traits>
+
 #include "core/bf16.h"
 #include "cuda/chunk.h"
 #include "cuda/deal.h"
@@ -32,18 +34,21 @@ PIXELFAST_DEVICE inline uint32_t word_of(float x) { return float_bits(x); }
 PIXELFAST_DEVICE inline uint32_t word_of(uint32_t x) { return x; }
 
 // A column of weights, in memory of the device or in the block's: a word for each step of a sum.
-template <class Word>
+template <bool kHalves>
 struct Far {
-  const Word* first;
-  int32_t stride;
+  static constexpr bool kBf16 = kHalves;
+  const std::conditional_t<kHalves, uint32_t, float>* first;
+  int32_t stride;  // kGroup, of halves
   PIXELFAST_DEVICE uint32_t at(int32_t step) const {
-    return word_of(first[static_cast<int64_t>(step) * stride]);
+    return word_of(first[static_cast<int64_t>(step) * (kHalves ? kGroup : stride)]);
   }
 };
+template <bool kHalves>
 struct Near {
+  static constexpr bool kBf16 = kHalves;
   int32_t first, stride;
   PIXELFAST_DEVICE uint32_t at(int32_t step) const {
-    return simt::dynamic_memory().get(first + step * stride);
+    return simt::dynamic_memory().get(first + step * (kHalves ? kGroup : stride));
   }
 };
 
@@ -76,8 +81,8 @@ class Products {
         if (c >= op.columns) continue;
         const int32_t step = k % tall / group;
         simt::dynamic_memory().set(resident.place + k, p_.halves == nullptr
-                                                           ? data_column(op, k / part, c).at(step)
-                                                           : halves_column(op, k / part, c).at(step));
+                                                           ? far_column<false>(op, k / part, c).at(step)
+                                                           : far_column<true>(op, k / part, c).at(step));
       }
     }
   }
@@ -130,19 +135,22 @@ class Products {
     }
   }
 
-  PIXELFAST_DEVICE Far<float> data_column(const FlatOp& op, int32_t part, int32_t c) const {
-    const int32_t channel = tables().part(op.first_part + part).channel + c;
-    return {p_.data + op.weight + channel, op.product_channels};
-  }
-  PIXELFAST_DEVICE Far<uint32_t> halves_column(const FlatOp& op, int32_t part, int32_t c) const {
-    return {p_.halves + op.weight + grouped(part, c, op.columns, kGroup, op.steps), kGroup};
+  template <bool kBf16>
+  PIXELFAST_DEVICE Far<kBf16> far_column(const FlatOp& op, int32_t part, int32_t c) const {
+    if constexpr (kBf16) {
+      return {p_.halves + op.weight + grouped(part, c, op.columns, kGroup, op.steps), kGroup};
+    } else {
+      const int32_t channel = tables().part(op.first_part + part).channel + c;
+      return {p_.data + op.weight + channel, op.product_channels};
+    }
   }
   PIXELFAST_DEVICE int32_t group_of(const Resident& resident) const {
     return p_.halves == nullptr ? resident.width : kGroup;
   }
-  PIXELFAST_DEVICE Near near_column(const FlatOp& op, int32_t part, int32_t c) const {
+  template <bool kBf16>
+  PIXELFAST_DEVICE Near<kBf16> near_column(const FlatOp& op, int32_t part, int32_t c) const {
     const Resident& resident = op.resident;
-    const int32_t group = group_of(resident), mine = c - first_resident(resident);
+    const int32_t group = kBf16 ? kGroup : resident.width, mine = c - first_resident(resident);
     const int64_t place = grouped(part, mine, resident.width, group, op.steps);
     return {resident.place + static_cast<int32_t>(place), group};
   }
@@ -226,18 +234,10 @@ class Products {
     for (int k = 0; k < kParts; ++k) parts[k] = tables().part(op.first_part + part + k);
     float sums[kParts][kElements];
     begin(op, tile, parts, sums);
-    if (op.steps > 0 && op.resident.place >= 0) {
-      Near columns[kParts];
-      for (int k = 0; k < kParts; ++k) columns[k] = near_column(op, part + k, tile.column);
-      add(op, tile, columns, sums);
-    } else if (op.steps > 0 && p_.halves != nullptr) {
-      Far<uint32_t> columns[kParts];
-      for (int k = 0; k < kParts; ++k) columns[k] = halves_column(op, part + k, tile.column);
-      add(op, tile, columns, sums);
+    if constexpr (std::is_same_v<Tile<kRows>, Matrix>) {
+      add_from<true>(op, tile, part, sums);
     } else if (op.steps > 0) {
-      Far<float> columns[kParts];
-      for (int k = 0; k < kParts; ++k) columns[k] = data_column(op, part + k, tile.column);
-      add(op, tile, columns, sums);
+      p_.halves != nullptr ? add_from<true>(op, tile, part, sums) : add_from<false>(op, tile, part, sums);
     }
     for (int k = 0; k < kParts; ++k) {
       for (int e = 0; e < kElements; ++e) registers[parts[k].instruction * kElements + e] = sums[k][e];
@@ -262,20 +262,26 @@ class Products {
     }
   }
 
-  template <int kParts, class Column>
-  PIXELFAST_DEVICE void add(const FlatOp& op, const Scalars& tile, const Column (&columns)[kParts],
-                            float (&sums)[kParts][kElements]) const {
-    if (p_.halves == nullptr) {
-      add_chains<false>(op, tile, columns, sums);
+  // Products with weights from where they are.
+  template <bool kBf16, int kParts, int kRows>
+  PIXELFAST_DEVICE void add_from(const FlatOp& op, const Tile<kRows>& tile, int32_t part,
+                                 float (&sums)[kParts][kElements]) const {
+    if (op.resident.place >= 0) {
+      Near<kBf16> columns[kParts];
+      for (int k = 0; k < kParts; ++k) columns[k] = near_column<kBf16>(op, part + k, tile.column);
+      add(op, tile, columns, sums);
     } else {
-      add_chains<true>(op, tile, columns, sums);
+      Far<kBf16> columns[kParts];
+      for (int k = 0; k < kParts; ++k) columns[k] = far_column<kBf16>(op, part + k, tile.column);
+      add(op, tile, columns, sums);
     }
   }
 
   // Each element is one chain of multiply-adds.
-  template <bool kBf16, int kParts, class Column>
-  PIXELFAST_DEVICE void add_chains(const FlatOp& op, const Scalars& tile, const Column (&columns)[kParts],
-                                   float (&sums)[kParts][kElements]) const {
+  template <int kParts, class Column>
+  PIXELFAST_DEVICE void add(const FlatOp& op, const Scalars& tile, const Column (&columns)[kParts],
+                            float (&sums)[kParts][kElements]) const {
+    constexpr bool kBf16 = Column::kBf16;
     int32_t step = 0;
     for (int t = 0; t < op.n_taps; ++t) {
       const Tap tap = tables().tap(op.first_tap + t);
@@ -313,9 +319,10 @@ class Products {
         uint32_t a[kAhead][4], b[kAhead][kParts][2];
         for (int u = 0; u < kAhead; ++u) {
           const int first = i + u * kMatrixDepth + simt::lane() % 4 * 2;
+          const int within = u < steps ? u : steps - 1;  // without a branch, which loads would wait for
           for (int k = 0; k < 4; ++k) a[u][k] = rounded_pair(in[k % 2], first + k / 2 * 8, tap.channels);
           for (int k = 0; k < 2 * kParts; ++k) {
-            b[u][k / 2][k % 2] = u < steps ? columns[k / 2].at(word + u * kMatrixDepth / 2 + k % 2 * 4) : 0;
+            b[u][k / 2][k % 2] = columns[k / 2].at(word + within * kMatrixDepth / 2 + k % 2 * 4);
           }
         }
         for (int u = 0; u < kAhead; ++u) {

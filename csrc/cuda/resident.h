@@ -17,8 +17,8 @@ struct Residency {
   int64_t weights_nbytes = 0;  // of the weights, as they lie in memory
 };
 
-// All ops with weights, those first that should be near: that other work waits for, then by how often an
-// image needs a weight of theirs.
+// All ops with weights, those first that should be near: whose launches wait, most of them, for what others
+// write, then by how often an image needs a weight of theirs.
 std::vector<int32_t> by_urgency(const Flat& flat);
 
 // The tables, and then of these ops as many as fit, in that order, into `nbytes` of each of `blocks` blocks.

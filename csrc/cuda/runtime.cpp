@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -84,17 +85,18 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   for (const FlatOp& op : flat_.ops) weights_nbytes_ += weights_nbytes(op);
 }
 
-Engine::Crew Engine::crew_of(const DeviceRequest& r, int blocks, size_t resident_nbytes) const {
+std::optional<Engine::Crew> Engine::crew_of(const DeviceRequest& r, int blocks,
+                                            size_t resident_nbytes) const {
   Residency kept = keep(flat_, urgent_, blocks, std::min(resident_nbytes, device_.shared_nbytes));
-  int most = teams_at_once(device_.index, blocks, barrier_of(blocks), kept.shared_nbytes);
+  const int most = teams_at_once(device_.index, blocks, barrier_of(blocks), kept.shared_nbytes);
   if (most == 0 && kept.shared_nbytes > 0) return crew_of(r, blocks, 0);  // there are not as many such blocks
-  most = std::max(most, 1);
+  if (most == 0) return std::nullopt;
   const int64_t rows = std::numeric_limits<int32_t>::max() / flat_.most_positions;  // of a launch, in 31 bits
   int64_t images = std::min<int64_t>(r.chunk > 0 ? r.chunk : (r.n + most - 1) / most, r.n);
   images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
   const int64_t chunks = (r.n + images - 1) / images;
-  return {static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
-          std::move(kept)};
+  return Crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
+              std::move(kept)};
 }
 
 // What a run takes besides its batch.
@@ -134,7 +136,8 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   const int32_t rows = matrices() ? kMatrixRows : kElements, columns = matrices() ? kGroup : 1;
   const double threads =
       static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
-  // Of launches that do not wait: of a thread, and the longest sum, or sums of a thread of one block.
+  // Of launches that do not wait: of a thread, and the most sums that one thread must make. Attention and
+  // heads cost no more than a launch.
   double total = 0, work = 0, deepest = 0;
   const auto finish = [&] {
     total += std::max(work, deepest);
@@ -145,13 +148,15 @@ double Engine::cost(const Crew& crew, int64_t n) const {
     const FlatOp& op = flat_.ops[launch.op];
     const Resident& resident = crew.kept.residents[launch.op];
     const bool is_near = resident.place >= 0;
-    const int64_t tiles = (static_cast<int64_t>(launch.positions) * crew.chunk + rows - 1) / rows;
-    const int64_t groups = (op.channels + columns - 1) / columns;
-    const double depth = static_cast<double>(program_.ops[launch.op].depth) / (matrices() ? kMatrixDepth : 1);
-    const double sum = depth * (is_near ? near : far);
-    const double turns = is_near ? static_cast<double>(tiles * resident.width / columns) / threads : 1;
-    work += static_cast<double>(tiles * groups * op.n_parts) * sum / (threads * crew.blocks);
-    deepest = std::max(deepest, std::max(turns, 1.0) * sum);
+    const auto tiles =
+        static_cast<double>((static_cast<int64_t>(launch.positions) * crew.chunk + rows - 1) / rows);
+    const double groups = (op.channels + columns - 1) / columns;
+    const double depth =
+        matrices() ? op.steps / (kMatrixDepth / 2.0) : static_cast<double>(program_.ops[launch.op].depth);
+    const double sums = depth * op.n_parts * (is_near ? near : far);  // of a tile
+    const double turns = is_near ? tiles * resident.width / columns / threads : 1;
+    work += tiles * groups * sums / (threads * crew.blocks);
+    deepest = std::max(deepest, std::max(turns, 1.0) * sums);
     total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
   }
   finish();
@@ -162,16 +167,28 @@ double Engine::cost(const Crew& crew, int64_t n) const {
 // With weights in shared memory as far as they may be, and without.
 std::vector<Engine::Crew> Engine::crews(const DeviceRequest& r) const {
   std::vector<Crew> found;
-  const auto add = [&](int blocks) {
-    const size_t most =
-        r.resident_nbytes < 0 ? device_.shared_nbytes : static_cast<size_t>(r.resident_nbytes);
-    found.push_back(crew_of(r, blocks, most));
-    if (r.resident_nbytes < 0 && found.back().kept.shared_nbytes > 0) found.push_back(crew_of(r, blocks, 0));
+  const auto add = [&](int blocks, size_t most) {
+    std::optional<Crew> crew = crew_of(r, blocks, most);
+    if (crew) found.push_back(std::move(*crew));
+    return crew && found.back().kept.shared_nbytes > 0;
   };
+  const auto add_both = [&](int blocks) {
+    if (r.resident_nbytes >= 0) {
+      add(blocks, static_cast<size_t>(r.resident_nbytes));
+    } else if (add(blocks, device_.shared_nbytes)) {
+      add(blocks, 0);
+    }
+  };
+  const int all = std::max(device_.blocks, 1);
   if (r.team > 0) {
-    add(std::min(r.team, device_.blocks));
+    add_both(std::min(r.team, all));
   } else {
-    for (int blocks = 1; blocks <= device_.blocks; blocks *= 2) add(blocks);
+    for (int blocks = 1; blocks < all; blocks *= 2) add_both(blocks);
+    add_both(all);
+  }
+  if (found.empty()) {
+    throw std::invalid_argument("[cuda] " + device_.name + " cannot run a team" +
+                                (r.team > 0 ? " of " + std::to_string(r.team) + " blocks" : ""));
   }
   return found;
 }
@@ -288,7 +305,8 @@ void Engine::run_part(const DeviceRequest& r, const Crew& crew, int64_t first,
   const int64_t chunks = (r.n + walk.chunk - 1) / walk.chunk;
   const double all =
       static_cast<double>(chunks) * static_cast<double>(std::max<size_t>(p.step_ends.size(), 1));
-  run_walk(device, walk, r.stream, [&](int done) { progress(std::min(done / all, 1.0)); });
+  run_walk(device, walk, r.stream,
+           [&](unsigned long long done) { progress(std::min(static_cast<double>(done) / all, 1.0)); });
   flaws.download(&flaw, sizeof flaw);
   if (flaw != kNoFlaw) refuse(flaw, p, first);
   if (r.on_device) return;

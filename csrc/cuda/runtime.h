@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "core/program.h"
@@ -18,8 +19,9 @@ namespace cuda {
 // `stream`.
 struct DeviceRequest : Request {
   bool on_device = false;
-  int64_t stream = -1;           // -1: one of the run's own
-  int64_t resident_nbytes = -1;  // of a block's weights in shared memory, at most; -1: as is sensible
+  int64_t stream = -1;  // -1: one of the run's own
+  int64_t resident_nbytes =
+      -1;  // of a block's shared memory for tables and weights, at most; -1: as is sensible
 };
 
 // A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time, and weights of so
@@ -55,7 +57,8 @@ class Engine {
     int teams, blocks, chunk;
     Residency kept;
   };
-  Crew crew_of(const DeviceRequest& request, int blocks, size_t resident_nbytes) const;
+  // None where the device runs no such team.
+  std::optional<Crew> crew_of(const DeviceRequest& request, int blocks, size_t resident_nbytes) const;
   std::vector<Crew> crews(const DeviceRequest& request) const;
   Crew choose_crew(const DeviceRequest& request) const;
   Crew fitting(Crew crew, size_t room) const;  // smaller, if need be

@@ -57,17 +57,24 @@ PIXELFAST_DEVICE inline void sync_warp() { __syncwarp(); }
 PIXELFAST_DEVICE inline int first_of(uint32_t votes) { return __ffs(static_cast<int>(votes)) - 1; }
 
 // Among the threads of a grid, in memory of the device.
-PIXELFAST_DEVICE inline int fetch_add(int* p, int x) { return atomicAdd(p, x); }
+PIXELFAST_DEVICE inline void fetch_add(unsigned long long* p, unsigned long long x) { atomicAdd(p, x); }
 PIXELFAST_DEVICE inline unsigned long long fetch_min(unsigned long long* p, unsigned long long x) {
   return atomicMin(p, x);
 }
-PIXELFAST_DEVICE inline int load_acquire(const int* p) {
-  int x = *static_cast<const volatile int*>(p);
-  __threadfence();
+// What was written before an add is there for who loads its result, and for those of either's block beyond a
+// barrier.
+PIXELFAST_DEVICE inline void add_release(uint32_t* p, uint32_t x) {
+  asm volatile("red.release.gpu.add.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+PIXELFAST_DEVICE inline uint32_t load_acquire(const uint32_t* p) {
+  uint32_t x = 0;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
   return x;
 }
-PIXELFAST_DEVICE inline void fence() { __threadfence(); }
-PIXELFAST_DEVICE inline void fence_system() { __threadfence_system(); }
+// Alone, of memory that the host writes.
+PIXELFAST_DEVICE inline uint32_t load_of_host(const uint32_t* p) {
+  return *static_cast<const volatile uint32_t*>(p);
+}
 PIXELFAST_DEVICE inline void relax() {}
 
 // Words of shared memory that a block has.
@@ -204,12 +211,14 @@ PIXELFAST_DEVICE inline void multiply_halves(const uint32_t (&a)[4], const uint3
                                              float (&sum)[4]) {
 #if __CUDA_ARCH__ >= 800
   if (kHalf == Half::bfloat16) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

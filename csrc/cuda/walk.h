@@ -60,7 +60,7 @@ class Walker {
     const bool polls = steps_ >= kPollSteps || rows_ >= kPollRows;
     if (polls) {
       if (is_first()) {
-        state.stop[n_polls_ % 2] = simt::load_acquire(w_.stop);
+        state.stop[n_polls_ % 2] = simt::load_of_host(w_.stop);
         simt::fetch_add(w_.done, steps_);
       }
       steps_ = 0, rows_ = 0, ++n_polls_;
@@ -79,20 +79,13 @@ class Walker {
     return polls && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
   }
 
-  // The last block to arrive lets the others go.
+  // Counts blocks, all that ever arrived: release and acquire by one thread pass on what its block wrote.
   PIXELFAST_DEVICE void wait_in_memory(TeamState& state) {
-    simt::fence();
     simt::sync_block();
+    awaited_ += static_cast<uint32_t>(w_.team_blocks);
     if (simt::thread() == 0) {
-      const int generation = simt::load_acquire(&state.generation);
-      if (simt::fetch_add(&state.arrived, 1) == w_.team_blocks - 1) {
-        state.arrived = 0;
-        simt::fence();
-        simt::fetch_add(&state.generation, 1);
-      } else {
-        while (simt::load_acquire(&state.generation) == generation) simt::relax();
-      }
-      simt::fence();
+      simt::add_release(&state.arrived, 1);
+      while (static_cast<int32_t>(simt::load_acquire(&state.arrived) - awaited_) < 0) simt::relax();
     }
     simt::sync_block();
   }
@@ -249,6 +242,7 @@ class Walker {
   Deal deal_;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
   int64_t rows_ = 0;             // and rows
+  uint32_t awaited_ = 0;         // blocks of the team that arrived, at its last barrier in memory
 };
 
 }  // namespace

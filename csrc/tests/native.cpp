@@ -36,6 +36,7 @@ constexpr int kDamagedImages = 2;
 constexpr int64_t kOnDevice = 100;        // one of so many damaged programs runs by the device code, too,
 constexpr int64_t kMostPositions = 2000;  // if it has no more positions
 constexpr size_t kMostLaunches = 300;     // and launches
+constexpr size_t kShared = 200'000;       // bytes of shared memory of a device
 constexpr int kPairs = 4;                 // random damage to two words, per word of the program
 
 struct File {
@@ -93,6 +94,7 @@ constexpr int kForever = std::numeric_limits<int>::max();
 // How a run is shared; it is stopped when `progress` is called for the `patience`-th time.
 struct How {
   int threads = 1, team = 0, chunk = 0, patience = kForever;
+  int64_t resident_nbytes = -1;  // on a device
 };
 
 // A third of the pixels are given.
@@ -113,7 +115,11 @@ Result run_as(AnyEngine& engine, int n, How how) {
   request.given = given.data();
   request.conditions = conditions.empty() ? nullptr : conditions.data();
   request.seed = 5;
-  if constexpr (std::is_same_v<AnyRequest, CpuRequest>) request.threads = how.threads;
+  if constexpr (std::is_same_v<AnyRequest, CpuRequest>) {
+    request.threads = how.threads;
+  } else {
+    request.resident_nbytes = how.resident_nbytes;
+  }
   request.team = how.team;
   request.chunk = how.chunk;
   engine.run(request, [&how](double) {
@@ -154,23 +160,30 @@ void check_bf16(const File& file) {
 }
 
 // As the cuda runtime, by its device code on fibers, of which the thread sanitizer knows nothing.
-[[maybe_unused]] cuda::Engine load_on_device(const File& file, bool bf16, bool matrices = true) {
-  cuda::emulated.matrices = matrices;
+[[maybe_unused]] cuda::Engine load_on_device(const File& file, bool bf16, bool matrices,
+                                             size_t shared_nbytes) {
+  cuda::emulated.capability = matrices ? 80 : 75;
+  cuda::emulated.shared_nbytes = shared_nbytes;
   return cuda::Engine(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.data(),
                       static_cast<int64_t>(file.data.size()), 0, bf16);
 }
 
 void check_device(const File& file) {
 #ifndef __SANITIZE_THREAD__
+  // By every barrier, with weights in shared memory and without.
   const auto check = [&](cuda::Engine engine, const Result& want, const char* what) {
-    for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}}) {
-      require(run_as<cuda::DeviceRequest>(engine, 3, how) == want, file, what);
+    for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}, How{1, 3, 2}}) {
+      for (const int64_t resident_nbytes : {0, 3000, 200'000}) {
+        How near = how;
+        near.resident_nbytes = resident_nbytes;
+        require(run_as<cuda::DeviceRequest>(engine, 3, near) == want, file, what);
+      }
     }
   };
-  check(load_on_device(file, false), run(load(file, *usable_kernels().back()), 3, {1, 1, 1}),
+  check(load_on_device(file, false, false, kShared), run(load(file, *usable_kernels().back()), 3, {1, 1, 1}),
         "other bits in the device code");
   for (const bool matrices : {false, true}) {
-    cuda::Engine engine = load_on_device(file, true, matrices);
+    cuda::Engine engine = load_on_device(file, true, matrices, kShared);
     const Result want = run_as<cuda::DeviceRequest>(engine, 3, {1, 3, 1});
     check(std::move(engine), want, "other bits in the bf16 mode of the device code");
   }
@@ -209,18 +222,20 @@ struct Tally {
   int64_t refused = 0, large = 0, ran = 0, stopped = 0;
 };
 
-// A short damaged program, by the device code.
-void run_damaged_on_device(const File& file, const Program& p) {
+// A short damaged program, by the device code, shared in another way each `turn`.
+void run_damaged_on_device(const File& file, const Program& p, int64_t turn) {
 #ifndef __SANITIZE_THREAD__
   int64_t positions = 0;
   for (const Launch& launch : p.launches) positions += launch.positions;
   if (positions > kMostPositions || p.launches.size() > kMostLaunches) return;
   for (const bool bf16 : {false, true}) {
-    cuda::Engine engine = load_on_device(file, bf16);
-    run_as<cuda::DeviceRequest>(engine, 1, {});
+    cuda::Engine engine = load_on_device(file, bf16, turn / 2 % 2 == 0, turn % 2 == 0 ? 0 : kShared);
+    How how{1, 1 + static_cast<int>(turn % 3)};
+    how.resident_nbytes = kShared;
+    run_as<cuda::DeviceRequest>(engine, 1, how);
   }
 #else
-  (void)file, (void)p;
+  (void)file, (void)p, (void)turn;
 #endif
 }
 
@@ -238,7 +253,7 @@ void run_damaged(const File& file, Tally& tally) {
       const int team = 1 + static_cast<int>(tally.ran % 2);
       run(engine, kDamagedImages, {team, team, 0, 10});
       ++tally.ran;
-      if (tally.ran % kOnDevice == 0) run_damaged_on_device(file, p);
+      if (tally.ran % kOnDevice == 0) run_damaged_on_device(file, p, tally.ran / kOnDevice);
     } catch (const Stopped&) {
       ++tally.stopped;
     } catch (const std::bad_alloc&) {
