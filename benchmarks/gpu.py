@@ -6,6 +6,7 @@ import argparse
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
@@ -52,19 +53,24 @@ def verify(device: Sampler, cpu: Sampler, n: int = 3) -> None:
 def measure(
     case: Case, batches: Sequence[int], *, backend: str, teams: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
-    """Time one network at some batch sizes, for several numbers of blocks that share images."""
+    """Time one network at some batch sizes, for several numbers of blocks that share images: with weights resident and
+    without, beside what is chosen, also in bf16, and the estimates by which it is."""
     model = case.model()
     cpu = compile_model(model, shape=case.shape)
     device = compile_model(model, shape=case.shape, backend=backend)
+    half = compile_model(model, shape=case.shape, backend=backend, precision="bf16")
     verify(device, cpu)
     rows = []
     for n in batches:
         contestants = {
-            f"{team} blocks": lambda n=n, team=team: harness.timed(
-                lambda: device.sample(n, seed=0, team=team)
+            f"{team} blocks{name}": lambda n=n, team=team, resident=resident: harness.timed(
+                lambda: device.sample(n, seed=0, team=team, resident_nbytes=resident)
             )
             for team in teams
+            for name, resident in (("", None), (", none resident", 0))
         }
+        contestants["chosen"] = lambda n=n: harness.timed(lambda: device.sample(n, seed=0))
+        contestants["bf16"] = lambda n=n: harness.timed(lambda: half.sample(n, seed=0))
         contestants["cpu"] = lambda n=n: harness.timed(lambda: cpu.sample(n, seed=0))
         seconds = harness.interleaved(contestants, repeats)
         row = {
@@ -75,6 +81,7 @@ def measure(
             "launches": sum(1 for _ in device.schedule.launches()),
             "multiply_adds_per_image": device.multiply_adds,
             "seconds": seconds,
+            "estimates": [asdict(crew) for crew in device.explain(n).crews],
         }
         if torch.cuda.is_available():
             loop = [plain.seconds(model.cuda(), (n, *case.shape), passes=3)[1] for _ in range(repeats)]
@@ -218,11 +225,26 @@ def convolution_table(result: Mapping[str, Any]) -> list[list[str]]:
 
 def table(result: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of a table, the head first."""
-    lines = [["model", "batch", "launches", "best", "of", "over launches", "cpu", "plain loop*", "vs plain"]]
+    lines = [
+        [
+            "model",
+            "batch",
+            "launches",
+            "best",
+            "of",
+            "over launches",
+            "chosen",
+            "bf16",
+            "cpu",
+            "plain loop*",
+            "vs plain",
+        ]
+    ]
     floor = result.get("launch_seconds", {})
     for row in result["rows"]:
-        seconds = {name: value for name, value in row["seconds"].items() if name != "cpu"}
+        seconds = {name: value for name, value in row["seconds"].items() if "blocks" in name}
         best = min(seconds, key=lambda name: seconds[name])
+        blocks = best.split(",")[0]
         loop = row.get("plain_loop_extrapolated")
         lines.append(
             [
@@ -231,8 +253,8 @@ def table(result: Mapping[str, Any]) -> list[list[str]]:
                 f"{row['launches']:,}",
                 duration(seconds[best]),
                 best,
-                f"{seconds[best] / floor[best] / row['launches']:.2f}" if best in floor else "",
-                duration(row["seconds"]["cpu"]),
+                f"{seconds[best] / floor[blocks] / row['launches']:.2f}" if blocks in floor else "",
+                *(duration(row["seconds"][name]) for name in ("chosen", "bf16", "cpu")),
                 duration(loop) if loop else "",
                 f"{loop / seconds[best]:,.0f}x" if loop else "",
             ]

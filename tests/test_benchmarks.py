@@ -437,7 +437,9 @@ def test_gpu_from_measurement_to_table(tmp_path, capsys, monkeypatch):
     assert set(record["training"][0]["seconds"]) == {"kernels", "twin"}
     assert set(record["launch_seconds"]) == {"1 blocks", "2 blocks"}
     assert set(record["convolutions"][0]["seconds"]) == {"1x2", "2x3"}
-    assert [set(row["seconds"]) for row in record["rows"]] == [{"1 blocks", "2 blocks", "cpu"}] * 2
+    ways = {f"{team} blocks{far}" for team in (1, 2) for far in ("", ", none resident")}
+    assert [set(row["seconds"]) for row in record["rows"]] == [{*ways, "chosen", "bf16", "cpu"}] * 2
+    assert all(e["cycles"] > 0 for row in record["rows"] for e in row["estimates"])
     assert "over launches" in capsys.readouterr().out
     other = compile_model(models.PixelCNN(levels=3, hidden=5), shape=tiny.shape)
     with pytest.raises(ValueError, match="emulated and cpu draw different images"):
