@@ -17,7 +17,7 @@ from zoo import ISAS, ON_A_GPU, ORDERS, SPECS, TOLERANCE, Case, Spec, case_of, d
 
 import pixelfast as pf
 from pixelfast import _cpu
-from pixelfast.models.base import MaskedConv2d
+from pixelfast.models import base
 
 SEED = 11
 RUNGS = (
@@ -184,18 +184,29 @@ def needed_multiply_adds(spec: Spec) -> int:
     model = copy.deepcopy(case_of(spec).module).double()
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, model.levels, (4, *spec.shape), generator=generator)
-    made: list[tuple[MaskedConv2d, Tensor]] = []
-    for module in model.modules():
-        if isinstance(module, MaskedConv2d):
-            module.register_forward_hook(lambda m, _, out: made.append((m, out)))
+    made: list[tuple[Tensor, Tensor]] = []  # live weights, and what they yield
+
+    def recorded(x, weight, bias, *, mask, padding, taps, condition, gate, residual):
+        out = pf.masked_conv2d(x, weight, bias, mask=mask, padding=padding, taps=taps)
+        made.append((torch.ones_like(weight) if mask is None else mask, out))
+        y = (
+            out
+            if condition is None
+            else out + condition.reshape(*condition.shape, *[1] * (4 - condition.ndim))
+        )
+        if gate:
+            a, b = y.chunk(2, dim=1)
+            y = torch.tanh(a) * torch.sigmoid(b)
+        return y if residual is None else y + residual
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "masked_conv2d", recorded)
         patch.setattr(torch, "relu", F.softplus)  # its slope is nowhere zero
         params = model(images, **labels_of(model, 4))
     weights = torch.randn(params.shape, generator=generator, dtype=torch.double)
     grads = torch.autograd.grad((params * weights).sum(), [out for _, out in made], allow_unused=True)
     total = 0.0
-    for (module, out), grad in zip(made, grads, strict=True):
-        alive = torch.ones_like(module.weight) if module.mask is None else module.mask
+    for (alive, out), grad in zip(made, grads, strict=True):
         needed = torch.zeros_like(out[0]) if grad is None else (grad != 0).any(0)
         total += (needed.flatten(1).sum(1) * alive.flatten(1).sum(1)).sum().item()
     return int(total)

@@ -203,8 +203,25 @@ class MaskedConv2d(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, *kernel) * (gain / math.sqrt(live)))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return masked_conv2d(x, self.weight, self.bias, mask=self.mask, padding=self.pad, taps=self.taps)
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        condition: Tensor | None = None,
+        gate: bool = False,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        return masked_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            mask=self.mask,
+            padding=self.pad,
+            taps=self.taps,
+            condition=condition,
+            gate=gate,
+            residual=residual,
+        )
 
 
 def colour_mask(outputs: int, inputs: int, channels: int, *, strict: bool, halves: int = 1) -> Tensor:

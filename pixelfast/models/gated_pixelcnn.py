@@ -86,8 +86,7 @@ class GatedPixelCNN(AutoregressiveModel):
         """Return float (N, head.outputs(C), H, W) for scaled images."""
         v = h = x
         for i, layer in enumerate(self.layers):
-            above, out = layer(v, h, labels)
-            h = h + out if i else out
+            above, h = layer(v, h, labels)
             if i + 1 < len(self.layers):
                 v = _gate(above)
         return self.last(torch.relu(self.mix(torch.relu(h))))
@@ -107,6 +106,7 @@ class _Layer(nn.Module):
         gain: float,
     ) -> None:
         super().__init__()
+        self.is_first = kernel is not None
         inputs = hidden if kernel is None else channels
         wide = 2 * hidden
         power = 1.0 if kernel is not None else _GATE_POWER
@@ -150,14 +150,15 @@ class _Layer(nn.Module):
             nn.init.normal_(self.embed_horizontal.weight, std=0.1)
 
     def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        above = self.vertical(v)
-        left = self.horizontal(h)
-        if self.embed_vertical is not None and self.embed_horizontal is not None:
-            above = above + self.embed_vertical(labels)[:, :, None, None]
-            left = left + self.embed_horizontal(labels)[:, :, None, None]
+        above = self.vertical(
+            v, condition=None if self.embed_vertical is None else self.embed_vertical(labels)
+        )
         # The vertical stack sees its own row too; one row further down, that is strictly above.
         shifted = F.pad(self.link(above), (0, 0, 1, -1))
-        return above, self.out(_gate(left + shifted))
+        if self.embed_horizontal is not None:
+            shifted = shifted + self.embed_horizontal(labels)[:, :, None, None]
+        gated = self.horizontal(h, condition=shifted, gate=True)
+        return above, self.out(gated, residual=None if self.is_first else h)
 
 
 def _wedge(rows: int, columns: int, right: int, skew: int) -> tuple[Tensor, int]:
