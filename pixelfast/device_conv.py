@@ -46,7 +46,7 @@ class Kernels:
         outputs, _, *kernel = weight.shape
         twin._check_taps(taps, kernel[0] * kernel[1])
         size = twin._output_size(x.shape[2:], kernel, padding)
-        places = [(y - padding[2], x - padding[0], y, x) for y, x in (divmod(t, kernel[1]) for t in taps)]
+        places = places_of(taps, kernel[1], padding)
         shape = shape_of(x, outputs, size, kernel, places)
         if not self.fits(shape):
             return twin._forward(x, weight, bias, mask, padding, taps, condition, gate, residual)
@@ -120,7 +120,7 @@ class Kernels:
         """As `pixelfast::masked_conv2d_weight_grad`: parts of the sums over positions, then those in order."""
         size, outputs = twin._output_size(x.shape[2:], kernel, padding), grad.shape[1]
         check_gradient(grad, (x.shape[0], outputs, *size), x, mask, (outputs, x.shape[1], *kernel), taps)
-        places = [(y - padding[2], x - padding[0], y, x) for y, x in (divmod(t, kernel[1]) for t in taps)]
+        places = places_of(taps, kernel[1], padding)
         shape = shape_of(x, outputs, size, kernel, places)
         if not self.fits(shape):
             return twin._weight_grad(grad, x, mask, kernel, padding, taps, bias)
@@ -190,6 +190,11 @@ def check_gradient(
 def told(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
     """What a kernel is told of a tensor of four axes."""
     return NOTHING if t is None else (t.data_ptr(), tuple(t.stride()))
+
+
+def places_of(taps: Sequence[int], columns: int, padding: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Where taps read, from the position of a result, and where they are in a kernel: rows, then columns."""
+    return [(y - padding[2], x - padding[0], y, x) for y, x in (divmod(t, columns) for t in taps)]
 
 
 def shape_of(

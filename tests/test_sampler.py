@@ -492,9 +492,8 @@ def large() -> pf.Sampler:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("backend", ["cpu", "emulated"])
 def test_images_to_score_may_be_read_only(backend):
-    sampler = pf.compile(
-        pf.models.PixelCNN(hidden=4, layers=1, levels=4).eval(), shape=(1, 3, 3), backend=backend
-    )
+    model = pf.models.PixelCNN(hidden=4, layers=1, levels=4).eval()
+    sampler = pf.compile(model, shape=(1, 3, 3), backend=backend)
     images = np.arange(18, dtype=np.int32).reshape(2, 1, 3, 3) % 4
     want = sampler.log_prob(images)
     images.setflags(write=False)

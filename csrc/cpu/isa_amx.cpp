@@ -50,7 +50,7 @@ template <class Store>
 void keep(const ProductArgs& p, int row, int rows, int vector, Store store) {
   float* const y = p.outputs[row] + p.column + vector * p.vector_stride;
   const int rest = p.columns - vector * kSide;
-  if (p.row_stride > 0 && rest >= kSide && p.n_after == 0) return store(y, p.row_stride * 4);
+  if (p.row_stride > 0 && rest >= kSide) return store(y, p.row_stride * 4);
   alignas(64) float sums[kSide * kSide];
   store(sums, 64);
   const __mmask16 mask = rest >= kSide ? 0xFFFF : static_cast<__mmask16>((1u << rest) - 1);
