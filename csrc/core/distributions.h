@@ -18,16 +18,20 @@ namespace pixelfast {
 constexpr int64_t kFrequencyTotal = int64_t{1} << 31;
 constexpr int kFrequencyBlock = 64;  // levels whose frequencies are summed together, to speed the draw
 
-// Sums of up to 64 vectors of numbers in [0, 2^31], in halves that do not overflow.
+// The sum of up to 2^16 numbers in [0, 2^31], from that of their upper halves and from itself modulo 2^32.
+static inline int64_t sum_of(uint32_t upper, uint32_t sum) {
+  return (static_cast<int64_t>(upper) << 16) + (sum - (upper << 16));
+}
+
 template <class V>
 struct IntegerSum {
   using I = typename V::Int;
-  I low = I::set(0), high = I::set(0);
+  I sum = I::set(0), upper = I::set(0);
   void add(I x) {
-    low = low + (x & I::set(0xFFFF));
-    high = high + x.template srl<16>();
+    sum = sum + x;
+    upper = upper + x.template srl<16>();
   }
-  int64_t total() const { return (static_cast<int64_t>(high.sum()) << 16) + static_cast<int64_t>(low.sum()); }
+  int64_t total() const { return sum_of(upper.sum(), sum.sum()); }
 };
 
 // The logits from level k on; -inf beyond the last of n.
@@ -115,20 +119,26 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
 
 // ---- rows as lanes ---------------------------------------------------------------------------------------
 // The same for as many distributions as there are lanes, a row of logits each: nothing is summed over lanes.
-// Tables are [n][lanes]: logits, then weights in their place, then frequencies.
+// Tables are [n][lanes]: logits, then weights in their place, then sums of frequencies.
 
-// Lays the rows of logits side by side, and finds the largest of each. Returns whether all rows give a
-// distribution.
 template <class V>
-static inline bool fill_logits(const float* const* logits, int n, int32_t* table, V* largest) {
+static inline bool all_finite(V x) {
+  const V one = V::set(1.0f);
+  const V odd = V::select(V::lt(vabs(x), V::set(__builtin_inff())), V::set(0.0f), one);
+  return V::first(V::eq(odd, one)) == V::kLanes;
+}
+
+// Lays the rows of logits side by side, and finds the largest of each but NaN, and their sum, which is finite
+// only if all of them are.
+template <class V>
+static inline void fill_logits(const float* const* logits, int n, int32_t* table, V* largest, V* sum) {
   constexpr int kLanes = V::kLanes;
-  const V zero = V::set(0.0f), infinity = V::set(__builtin_inff());
-  V good = V::set(1.0f);
-  *largest = vneg(infinity);
+  *largest = V::set(-__builtin_inff());
+  *sum = V::set(0.0f);
   const auto see = [&](int k, V x) {
     V::bits(x).store(table + k * kLanes);
-    good = V::select(V::eq(x, x), good, zero);
     *largest = V::max(x, *largest);
+    *sum = *sum + x;
   };
   int k = 0;
   for (; k + 4 <= n; k += 4) {
@@ -141,55 +151,59 @@ static inline bool fill_logits(const float* const* logits, int n, int32_t* table
     for (int i = 0; i < kLanes; ++i) column[i] = logits[i][k];
     see(k, V::load(column));
   }
-  good = V::select(V::lt(vabs(*largest), infinity), good, zero);
-  return V::first(V::eq(good, zero)) == kLanes;
+}
+
+template <class V>
+static inline bool any_nan(int n, const int32_t* table) {
+  V good = V::set(1.0f);
+  for (int k = 0; k < n; ++k) {
+    const V x = V::floats(V::Int::load(table + k * V::kLanes));
+    good = V::select(V::eq(x, x), good, V::set(0.0f));
+  }
+  return V::first(V::eq(good, V::set(0.0f))) < V::kLanes;
 }
 
 // Turns the logits of a table into weights. Finds each row's scale of them, and the first of its largest
-// logits.
-template <class V>
+// logits. kExcluding: some levels may be excluded.
+template <class V, bool kExcluding>
 static inline void fill_weights(int n, V largest, float inverse_temperature, int32_t* table, double* scale,
                                 int32_t* argmax) {
   using I = typename V::Int;
   constexpr int kLanes = V::kLanes;
-  IntegerSum<V> sum;
+  IntegerSum<V> total;
   I excluded = I::set(0);
   V first = V::set(0.0f);
   for (int k = n; k-- > 0;) {
     const V x = V::floats(I::load(table + k * kLanes));
-    const V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
-    const I w = I::truncate(V::select(V::eq(x, V::set(-__builtin_inff())), V::set(-1.0f), scaled));
+    V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
+    if (kExcluding) scaled = V::select(V::eq(x, V::set(-__builtin_inff())), V::set(-1.0f), scaled);
+    const I w = I::truncate(scaled);
     w.store(table + k * kLanes);
-    const I one = w.template srl<31>();  // of excluded levels
-    sum.add(w + one);
+    const I one = kExcluding ? w.template srl<31>() : I::set(0);  // of excluded levels
+    total.add(w + one);
     excluded = excluded + one;
     first = V::select(V::eq(x, largest), V::set(static_cast<float>(k)), first);
   }
-  int32_t low[kLanes], high[kLanes], out[kLanes];
-  sum.low.store(low), sum.high.store(high), excluded.store(out), I::truncate(first).store(argmax);
+  int32_t sum[kLanes], upper[kLanes], out[kLanes];
+  total.sum.store(sum), total.upper.store(upper), excluded.store(out), I::truncate(first).store(argmax);
   for (int i = 0; i < kLanes; ++i) {
-    const int64_t total = (static_cast<int64_t>(high[i]) << 16) + static_cast<uint32_t>(low[i]);
-    scale[i] = static_cast<double>(kFrequencyTotal - (n - out[i])) / static_cast<double>(total);
+    const int64_t whole = sum_of(static_cast<uint32_t>(upper[i]), static_cast<uint32_t>(sum[i]));
+    scale[i] = static_cast<double>(kFrequencyTotal - (n - out[i])) / static_cast<double>(whole);
   }
 }
 
-// Turns the weights of a table into frequencies.
-template <class V>
-static inline void fill_frequencies(int n, const double* scale, const int32_t* argmax, int32_t* table) {
+// Turns the weights of a table into the sums of the frequencies up to each level, without what rounding
+// leaves.
+template <class V, bool kExcluding>
+static inline void fill_sums(int n, const double* scale, int32_t* table) {
   using I = typename V::Int;
-  constexpr int kLanes = V::kLanes;
-  I used = I::set(0);
+  I sum = I::set(0);
   for (int k = 0; k < n; ++k) {
-    const I w = I::load(table + k * kLanes);
-    const I f = (w.scaled(scale) + I::set(1)).without(w.template sra<31>());
-    f.store(table + k * kLanes);
-    used = used + f;
-  }
-  int32_t sums[kLanes];
-  used.store(sums);
-  for (int i = 0; i < kLanes; ++i) {
-    int32_t* f = table + argmax[i] * kLanes + i;
-    *f = static_cast<int32_t>(static_cast<uint32_t>(*f) + 0x80000000u - static_cast<uint32_t>(sums[i]));
+    int32_t* const w = table + k * V::kLanes;
+    I f = I::scaled(w, scale) + I::set(1);
+    if (kExcluding) f = f.without(I::load(w).template sra<31>());
+    sum = sum + f;
+    sum.store(w);
   }
 }
 
@@ -199,25 +213,34 @@ static inline void fill_frequencies(int n, const double* scale, const int32_t* a
 template <class V>
 static inline bool draw_levels(const float* const* logits, int n, float inverse_temperature,
                                const uint32_t* bits, int32_t* table, int32_t* level, uint32_t* frequency) {
-  using I = typename V::Int;
   constexpr int kLanes = V::kLanes;
-  V largest;
+  V largest, sum;
   double scale[kLanes];
-  int32_t argmax[kLanes], below[kLanes], bounds[kLanes];
-  if (!fill_logits(logits, n, table, &largest)) return false;
-  fill_weights(n, largest, inverse_temperature, table, scale, argmax);
-  fill_frequencies<V>(n, scale, argmax, table);
-  // A level is drawn if the frequencies of those before it, but not its own, fit into the bits.
-  for (int i = 0; i < kLanes; ++i) bounds[i] = static_cast<int32_t>(bits[i]);
-  I left = I::load(bounds), over = I::set(0);
-  for (int k = 0; k < n; ++k) {
-    left = left - I::load(table + k * kLanes);
-    over = over + left.template srl<31>();
+  int32_t argmax[kLanes];
+  fill_logits(logits, n, table, &largest, &sum);
+  if (all_finite(sum)) {
+    fill_weights<V, false>(n, largest, inverse_temperature, table, scale, argmax);
+    fill_sums<V, false>(n, scale, table);
+  } else {
+    if (!all_finite(largest) || any_nan<V>(n, table)) return false;
+    fill_weights<V, true>(n, largest, inverse_temperature, table, scale, argmax);
+    fill_sums<V, true>(n, scale, table);
   }
-  over.store(below);
+  uint32_t rest[kLanes];
+  for (int i = 0; i < kLanes; ++i) rest[i] = 0x80000000u - static_cast<uint32_t>(table[(n - 1) * kLanes + i]);
+  const auto up_to = [&](int k, int i) {
+    return static_cast<uint32_t>(table[k * kLanes + i]) + (k < argmax[i] ? 0 : rest[i]);
+  };
+  // The first level at which the sum is more than the bits, by halves: lane by lane, without a branch.
+  int32_t drawn[kLanes] = {};
+  for (int size = n; size > 1; size -= size / 2) {
+    for (int i = 0; i < kLanes; ++i) {
+      drawn[i] += up_to(drawn[i] + size / 2 - 1, i) <= bits[i] ? size / 2 : 0;
+    }
+  }
   for (int i = 0; i < kLanes; ++i) {
-    if (level[i] < 0) level[i] = n - below[i];
-    frequency[i] = static_cast<uint32_t>(table[level[i] * kLanes + i]);
+    if (level[i] < 0) level[i] = drawn[i];
+    frequency[i] = up_to(level[i], i) - (level[i] > 0 ? up_to(level[i] - 1, i) : 0);
   }
   return true;
 }

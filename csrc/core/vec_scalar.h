@@ -21,11 +21,11 @@ struct IntLanes {
   PIXELFAST_BOTH static IntLanes truncate(struct Lanes x);
   PIXELFAST_BOTH IntLanes without(IntLanes mask) const { return {v & ~mask.v}; }
   PIXELFAST_BOTH uint32_t sum() const { return static_cast<uint32_t>(v); }
-  // Truncated products with a double, or one for each lane.
+  // Truncated products with a double, or of what lies at p with one for each lane.
   PIXELFAST_BOTH IntLanes scaled(double scale) const {
     return {static_cast<int32_t>(static_cast<double>(v) * scale)};
   }
-  PIXELFAST_BOTH IntLanes scaled(const double* scales) const { return scaled(*scales); }
+  static IntLanes scaled(const int32_t* p, const double* scales) { return load(p).scaled(*scales); }
 };
 PIXELFAST_BOTH inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
 PIXELFAST_BOTH inline IntLanes operator+(IntLanes a, IntLanes b) {

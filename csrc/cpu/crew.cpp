@@ -16,17 +16,22 @@ constexpr double kTileSums = 8;   // vectors of sums that keep multiply-adds bus
 
 }  // namespace
 
-// As many images as fill a block of rows, so that weights are read once for many, but no more than the cache
-// holds, or than there are weights to be read; and the same number for each team.
+// As many images as fill a block of rows, so that weights are read once for many; but no more than the cache
+// holds, or than there are weights to be read, or than hide the reading of these; and the same number for
+// each team.
 int Engine::choose_chunk(int64_t n, int teams) const {
   const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
-  const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / mean_positions_ + 0.5));
+  const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / typical_positions_ + 0.5));
   int64_t bytes = std::max(kArenaBytes, weights_nbytes());
   if (attends_) {  // a step reads all of the arena: that and the weights stay in the cache, or little does
     const int64_t left = (kCacheBytes - weights_nbytes()) / teams;
     bytes = left >= arena_bytes ? left : 4 * weights_nbytes();
   }
-  const int64_t at_once = std::min(filling, std::max<int64_t>(1, bytes / arena_bytes)) * teams;
+  int64_t room = std::max<int64_t>(1, bytes / arena_bytes);
+  if (weights_nbytes() > second_level()) {
+    room = std::max(room, static_cast<int64_t>(std::ceil(far_fetch() / typical_positions_)));
+  }
+  const int64_t at_once = std::min(filling, room) * teams;
   const int64_t nearest = (2 * n + at_once) / (2 * at_once), enough = (n + at_once - 1) / at_once;
   const int64_t rounds = std::max<int64_t>(1, attends_ ? enough : nearest);
   return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));

@@ -243,11 +243,12 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   // An odd number of cache lines, so that the images' rows do not all fall into the same sets of the cache.
   arena_stride_ = round_up(program_.arena_floats, kAlign);
   if (arena_stride_ / kAlign % 2 == 0) arena_stride_ += kAlign;
-  int64_t positions = 0, read = 0;
+  int64_t read = 0;
+  std::vector<int32_t> positions;
   loads_.resize(ops_.size());
   std::vector<int64_t> before(ops_.size());
   for (const Launch& launch : program_.launches) {
-    positions += launch.positions;
+    positions.push_back(launch.positions);
     read += ops_[launch.op].weights_nbytes;
     Load& load = loads_[launch.op];
     load.launches += 1, load.positions += launch.positions;
@@ -263,7 +264,9 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
                           program_.buffers[program_.ops[i].buffer].width;
   }
   for (Load& load : loads_) load.since_nbytes /= std::max<int64_t>(load.launches, 1);
-  if (positions > 0) mean_positions_ = static_cast<double>(positions) / program_.launches.size();
+  if (positions.empty()) return;
+  std::nth_element(positions.begin(), positions.begin() + positions.size() / 2, positions.end());
+  typical_positions_ = positions[positions.size() / 2];
 }
 
 Engine::~Engine() = default;

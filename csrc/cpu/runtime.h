@@ -135,7 +135,7 @@ class Engine {
   AlignedFloats packed_;
   AlignedFloats zeros_;  // what taps outside the grid read
   int64_t arena_stride_ = 0;
-  double mean_positions_ = 1;  // per launch
+  double typical_positions_ = 1;  // of a launch
   std::vector<Load> loads_;    // of each op
   bool attends_ = false;
   size_t most_reads_ = 1;

@@ -24,19 +24,19 @@ struct IntLanes {
     const __m128i b = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
     return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1))));
   }
-  // Truncated products with a double, or one for each lane.
+  // Truncated products with a double, or of what lies at p with one for each lane.
   IntLanes scaled(double scale) const {
     const __m256d s = _mm256_set1_pd(scale);
-    return scaled(s, s);
+    return scaled(_mm256_castsi256_si128(v), s, _mm256_extracti128_si256(v, 1), s);
   }
-  IntLanes scaled(const double* scales) const {
-    return scaled(_mm256_loadu_pd(scales), _mm256_loadu_pd(scales + 4));
+  static IntLanes scaled(const int32_t* p, const double* scales) {
+    const auto* const halves = reinterpret_cast<const __m128i*>(p);
+    return scaled(_mm_loadu_si128(halves), _mm256_loadu_pd(scales), _mm_loadu_si128(halves + 1),
+                  _mm256_loadu_pd(scales + 4));
   }
-  IntLanes scaled(__m256d low_scales, __m256d high_scales) const {
-    const __m256d near = _mm256_cvtepi32_pd(_mm256_castsi256_si128(v));
-    const __m256d far = _mm256_cvtepi32_pd(_mm256_extracti128_si256(v, 1));
-    return {_mm256_set_m128i(_mm256_cvttpd_epi32(_mm256_mul_pd(far, high_scales)),
-                             _mm256_cvttpd_epi32(_mm256_mul_pd(near, low_scales)))};
+  static IntLanes scaled(__m128i low, __m256d low_scales, __m128i high, __m256d high_scales) {
+    return {_mm256_set_m128i(_mm256_cvttpd_epi32(_mm256_mul_pd(_mm256_cvtepi32_pd(high), high_scales)),
+                             _mm256_cvttpd_epi32(_mm256_mul_pd(_mm256_cvtepi32_pd(low), low_scales)))};
   }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm256_add_epi32(a.v, b.v)}; }

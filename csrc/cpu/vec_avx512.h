@@ -20,19 +20,20 @@ struct IntLanes {
   static IntLanes truncate(struct Lanes x);
   IntLanes without(IntLanes mask) const { return {_mm512_andnot_si512(mask.v, v)}; }
   uint32_t sum() const { return static_cast<uint32_t>(_mm512_reduce_add_epi32(v)); }
-  // Truncated products with a double, or one for each lane.
+  // Truncated products with a double, or of what lies at p with one for each lane.
   IntLanes scaled(double scale) const {
     const __m512d s = _mm512_set1_pd(scale);
-    return scaled(s, s);
+    return scaled(_mm512_castsi512_si256(v), s, _mm512_extracti64x4_epi64(v, 1), s);
   }
-  IntLanes scaled(const double* scales) const {
-    return scaled(_mm512_loadu_pd(scales), _mm512_loadu_pd(scales + 8));
+  static IntLanes scaled(const int32_t* p, const double* scales) {
+    const auto* const halves = reinterpret_cast<const __m256i*>(p);
+    return scaled(_mm256_loadu_si256(halves), _mm512_loadu_pd(scales), _mm256_loadu_si256(halves + 1),
+                  _mm512_loadu_pd(scales + 8));
   }
-  IntLanes scaled(__m512d low_scales, __m512d high_scales) const {
-    const __m512d near = _mm512_cvtepi32_pd(_mm512_castsi512_si256(v));
-    const __m512d far = _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64(v, 1));
-    const __m512i low = _mm512_castsi256_si512(_mm512_cvttpd_epi32(_mm512_mul_pd(near, low_scales)));
-    return {_mm512_inserti64x4(low, _mm512_cvttpd_epi32(_mm512_mul_pd(far, high_scales)), 1)};
+  static IntLanes scaled(__m256i low, __m512d low_scales, __m256i high, __m512d high_scales) {
+    const __m256i near = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_cvtepi32_pd(low), low_scales));
+    const __m256i far = _mm512_cvttpd_epi32(_mm512_mul_pd(_mm512_cvtepi32_pd(high), high_scales));
+    return {_mm512_inserti64x4(_mm512_castsi256_si512(near), far, 1)};
   }
 };
 inline IntLanes operator+(IntLanes a, IntLanes b) { return {_mm512_add_epi32(a.v, b.v)}; }
