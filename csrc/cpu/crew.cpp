@@ -26,12 +26,10 @@ int Engine::choose_chunk(int64_t n, int teams) const {
   if (attends_) {  // a step reads all of the arena: that and the weights stay in the cache, or little does
     const int64_t left = (kCacheBytes - weights_nbytes()) / teams;
     bytes = left >= arena_bytes ? left : 4 * weights_nbytes();
+  } else if (weights_nbytes() > second_level()) {
+    bytes = std::max(bytes, static_cast<int64_t>(std::ceil(far_fetch() / typical_positions_)) * arena_bytes);
   }
-  int64_t room = std::max<int64_t>(1, bytes / arena_bytes);
-  if (weights_nbytes() > second_level()) {
-    room = std::max(room, static_cast<int64_t>(std::ceil(far_fetch() / typical_positions_)));
-  }
-  const int64_t at_once = std::min(filling, room) * teams;
+  const int64_t at_once = std::min(filling, std::max<int64_t>(1, bytes / arena_bytes)) * teams;
   const int64_t nearest = (2 * n + at_once) / (2 * at_once), enough = (n + at_once - 1) / at_once;
   const int64_t rounds = std::max<int64_t>(1, attends_ ? enough : nearest);
   return static_cast<int>((n + rounds * teams - 1) / (rounds * teams));
