@@ -50,6 +50,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace pixelfast {
@@ -161,6 +162,11 @@ struct Program {
   std::vector<Launch> launches;
   std::vector<int32_t> step_ends;  // index of the first launch after each step
 };
+
+inline bool same_positions(const Program& program, const Launch& a, const Launch& b) {
+  return a.n_runs == b.n_runs &&
+         std::memcmp(&program.runs[a.first_run], &program.runs[b.first_run], a.n_runs * sizeof(Run)) == 0;
+}
 
 // Throws std::invalid_argument, naming the part and the word, where anything is out of range.
 Program decode_program(const int32_t* words, int64_t n_words, int64_t n_data);

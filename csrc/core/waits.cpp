@@ -2,7 +2,6 @@
 #include "core/waits.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace pixelfast {
 namespace {
@@ -76,11 +75,6 @@ bool meet(const std::vector<Use>& a, const std::vector<Use>& b, bool same_rows) 
 bool conflict(const Uses& a, const Uses& b, bool same_rows) {
   return meet(a.writes, b.reads, same_rows) || meet(a.writes, b.writes, same_rows) ||
          meet(a.reads, b.writes, same_rows);
-}
-
-bool same_positions(const Program& program, const Launch& a, const Launch& b) {
-  return a.n_runs == b.n_runs &&
-         std::memcmp(&program.runs[a.first_run], &program.runs[b.first_run], a.n_runs * sizeof(Run)) == 0;
 }
 
 }  // namespace

@@ -21,13 +21,14 @@ constexpr double kTileSums = 8;   // vectors of sums that keep multiply-adds bus
 // each team.
 int Engine::choose_chunk(int64_t n, int teams) const {
   const int64_t arena_bytes = std::max<int64_t>(arena_stride_, 1) * static_cast<int64_t>(sizeof(float));
-  const int64_t filling = std::max<int64_t>(1, static_cast<int64_t>(kBlockRows / typical_positions_ + 0.5));
+  const int64_t filling = std::max<int64_t>(1, kBlockRows / typical_positions_);
   int64_t bytes = std::max(kArenaBytes, weights_nbytes());
   if (attends_) {  // a step reads all of the arena: that and the weights stay in the cache, or little does
     const int64_t left = (kCacheBytes - weights_nbytes()) / teams;
     bytes = left >= arena_bytes ? left : 4 * weights_nbytes();
   } else if (weights_nbytes() > second_level()) {
-    bytes = std::max(bytes, static_cast<int64_t>(std::ceil(far_fetch() / typical_positions_)) * arena_bytes);
+    const double hiding = std::ceil(far_fetch() / static_cast<double>(typical_positions_));
+    bytes = std::max(bytes, static_cast<int64_t>(hiding) * arena_bytes);
   }
   const int64_t at_once = std::min(filling, std::max<int64_t>(1, bytes / arena_bytes)) * teams;
   const int64_t nearest = (2 * n + at_once) / (2 * at_once), enough = (n + at_once - 1) / at_once;

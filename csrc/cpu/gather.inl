@@ -31,6 +31,16 @@ void gather_each(const GatherArgs& a) {
   }
 }
 
+void shift(const ShiftArgs& a) {
+  const auto zeros = reinterpret_cast<intptr_t>(a.zeros);
+  const int n_rows = a.n_rows;
+  for (int k = 0; k < a.n_reads; ++k) {
+    const intptr_t bytes = a.shifts[k] * static_cast<intptr_t>(sizeof(float));
+    auto* const pointers = reinterpret_cast<intptr_t*>(a.pointers + k * kBlockRows);
+    for (int r = 0; r < n_rows; ++r) pointers[r] += pointers[r] == zeros ? 0 : bytes;
+  }
+}
+
 #ifdef __AVX512DQ__
 
 constexpr int kFewSegments = 4;  // for which it does not pay

@@ -16,8 +16,8 @@ constexpr int kAccumulators = 12;  // registers for sums
 }  // namespace
 
 const Kernels kAvx2Kernels = {
-    "avx2",      Lanes::kLanes, gather, product, expression, attend,       weights,
-    frequencies, levels,        draw,   unary,   binary,     multiply_add, peak,
+    "avx2",      Lanes::kLanes, gather, shift, product, expression,   attend, weights,
+    frequencies, levels,        draw,   unary, binary,  multiply_add, peak,
 };
 
 }  // namespace pixelfast

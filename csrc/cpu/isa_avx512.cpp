@@ -16,8 +16,8 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kAvx512Kernels = {
-    "avx512",    Lanes::kLanes, gather, product, expression, attend,       weights,
-    frequencies, levels,        draw,   unary,   binary,     multiply_add, peak,
+    "avx512",    Lanes::kLanes, gather, shift, product, expression,   attend, weights,
+    frequencies, levels,        draw,   unary, binary,  multiply_add, peak,
 };
 
 }  // namespace pixelfast

@@ -14,8 +14,8 @@ constexpr int kAccumulators = 24;  // registers for sums
 }  // namespace
 
 const Kernels kScalarKernels = {
-    "scalar",    Lanes::kLanes, gather, product, expression, attend,       weights,
-    frequencies, levels,        draw,   unary,   binary,     multiply_add, peak,
+    "scalar",    Lanes::kLanes, gather, shift, product, expression,   attend, weights,
+    frequencies, levels,        draw,   unary, binary,  multiply_add, peak,
 };
 
 }  // namespace pixelfast

@@ -40,6 +40,14 @@ struct GatherArgs {
   const float** pointers;  // [n_reads][kBlockRows], and room for as many as a vector has
 };
 
+// Pointers that `gather` found go on by some floats, but for those to zeros.
+struct ShiftArgs {
+  const int64_t* shifts;  // [n_reads]
+  int n_rows, n_reads;
+  const float* zeros;
+  const float** pointers;  // [n_reads][kBlockRows]
+};
+
 // What happens to a product while it is in registers: `add` adds rows, `store` copies it to them, `relu`.
 struct After {
   Fn fn;
@@ -134,6 +142,7 @@ struct Kernels {
   const char* name;
   int lanes;
   void (*gather)(const GatherArgs&);
+  void (*shift)(const ShiftArgs&);
   void (*product)(const ProductArgs&);
   void (*expression)(const ExpressionArgs&);
   int64_t (*attend)(const AttendArgs&);  // returns the positions attended to

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <tuple>
 #include <utility>
 
 #include "core/bf16.h"
@@ -244,12 +245,18 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
   arena_stride_ = round_up(program_.arena_floats, kAlign);
   if (arena_stride_ / kAlign % 2 == 0) arena_stride_ += kAlign;
   int64_t read = 0;
-  std::vector<int32_t> positions;
+  std::vector<int64_t> positions;
   loads_.resize(ops_.size());
   std::vector<int64_t> before(ops_.size());
+  const Launch* last = nullptr;
   for (const Launch& launch : program_.launches) {
+    PackedOp& packed = ops_[launch.op];
+    if (last != nullptr && packed.alike < 0 && same_positions(program_, *last, launch)) {
+      find_shifts(last->op, packed);
+    }
+    last = &launch;
     positions.push_back(launch.positions);
-    read += ops_[launch.op].weights_nbytes;
+    read += packed.weights_nbytes;
     Load& load = loads_[launch.op];
     load.launches += 1, load.positions += launch.positions;
     load.since_nbytes += read - before[launch.op];
@@ -323,6 +330,29 @@ void Engine::find_reads(const OpRecord& op, PackedOp& packed) const {
     }
   }
   read(op.buffer, op.channel, 1, 1, 0, 0);
+}
+
+// Where each of the reads of an op is that of another, so many floats on.
+void Engine::find_shifts(int32_t before, PackedOp& packed) const {
+  const std::vector<Read>&a = ops_[before].reads, &b = packed.reads;
+  if (a.size() != b.size() || b.empty()) return;
+  std::vector<int64_t> shifts;
+  for (size_t k = 0; k < b.size(); ++k) {
+    const auto sizes = [](const Read& r) {
+      return std::tuple{r.height, r.width, r.stride_y, r.stride_x, r.dy, r.dx, r.space};
+    };
+    if (sizes(a[k]) != sizes(b[k])) return;
+    const int64_t row = b[k].rows[0] - a[k].rows[0], column = b[k].columns[0] - a[k].columns[0];
+    for (int y = 0; y < b[k].height; ++y) {
+      if (b[k].rows[y] - a[k].rows[y] != row) return;
+    }
+    for (int x = 0; x < b[k].width; ++x) {
+      if (b[k].columns[x] - a[k].columns[x] != column) return;
+    }
+    shifts.push_back(row + column + b[k].channel - a[k].channel);
+  }
+  packed.alike = before;
+  packed.shifts = std::move(shifts);
 }
 
 void Engine::pack(size_t index, const float* data) {

@@ -62,6 +62,9 @@ struct PackedOp {
   std::vector<Step> after;
   std::vector<Instruction> leaves;  // those that read a row elsewhere: what `Step::leaf` counts
   std::vector<Read> reads;          // taps, what sums begin with, leaves, and where results go
+  // The op, launched before this on the same positions, whose reads are those of this but for so many floats.
+  int32_t alike = -1;
+  std::vector<int64_t> shifts;
   int n_slots = 0;
   int64_t weights_nbytes = 0;
 };
@@ -116,6 +119,7 @@ class Engine {
   void keep_data(const float* data);
   void pack(size_t op, const float* data);
   void find_reads(const OpRecord& op, PackedOp& packed) const;
+  void find_shifts(int32_t before, PackedOp& packed) const;
   // In crew.cpp.
   Crew choose_crew(const CpuRequest& request) const;
   int choose_chunk(int64_t n, int teams) const;
@@ -135,8 +139,8 @@ class Engine {
   AlignedFloats packed_;
   AlignedFloats zeros_;  // what taps outside the grid read
   int64_t arena_stride_ = 0;
-  double typical_positions_ = 1;  // of a launch
-  std::vector<Load> loads_;    // of each op
+  int64_t typical_positions_ = 1;  // of a launch: the median
+  std::vector<Load> loads_;        // of each op
   bool attends_ = false;
   size_t most_reads_ = 1;
   int64_t most_rounded_ = 0;  // floats that a row of an op's inputs take as pairs of bf16

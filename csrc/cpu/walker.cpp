@@ -91,6 +91,13 @@ Share Walker::share_of(const Launch& launch, bool by_rows) const {
 bool Walker::run_launch(const Launch& launch, const Share& share, const std::atomic<bool>& stop) {
   int64_t left = share.end_row - share.first_row;
   if (left == 0 || share.first == share.end) return true;
+  if (in_block_ != nullptr && share.first_row == share_.first_row && share.end_row == share_.end_row &&
+      same_positions(program_, *in_block_, launch)) {
+    run_block(launch.op, share);
+    return failure_.flaw == Flaw::none && !stop.load(std::memory_order_relaxed);
+  }
+  in_block_ = left <= kBlockRows ? &launch : nullptr;
+  share_ = share;
   const int64_t blocks = (left + kBlockRows - 1) / kBlockRows;
   const int equal = static_cast<int>(((left + blocks - 1) / blocks + 5) / 6 * 6);
   const int size = engine_.ops_[launch.op].vectors > 0 ? std::min(kBlockRows, equal) : kBlockRows;
@@ -113,8 +120,9 @@ bool Walker::run_launch(const Launch& launch, const Share& share, const std::ato
         image += n;
         left -= n;
         if (rows_ == size || left == 0) {
+          gathered_ = -1;
           run_block(launch.op, share);
-          rows_ = segments_.count = 0;
+          if (left > 0) rows_ = segments_.count = 0;
           if (failure_.flaw != Flaw::none || stop.load(std::memory_order_relaxed)) return false;
         }
       }
@@ -133,11 +141,11 @@ void Walker::run_block(int32_t index, const Share& share) {
   uint64_t gathered = start;
   switch (op.op) {
     case Op::input:
-      run_input(op, packed);
+      run_input(index);
       break;
     case Op::conv:
     case Op::map:
-      gather(packed);
+      gather(index);
       if (engine_.bf16_ != nullptr && !op.taps.empty()) round_inputs(op, packed);
       gathered = now();
       run_tasks(op, packed, share.first, share.end);
@@ -146,7 +154,7 @@ void Walker::run_block(int32_t index, const Share& share) {
       run_attention(op, share.first, share.end);
       break;
     default:
-      run_head(op, packed);
+      run_head(index);
       break;
   }
   if (request_.profile == nullptr) return;
@@ -162,14 +170,22 @@ void Walker::run_block(int32_t index, const Share& share) {
 }
 
 // Pointers to all that the rows of the block read and write.
-void Walker::gather(const PackedOp& packed) {
-  engine_.kernels_.gather({&segments_, rows_, packed.reads.data(), static_cast<int>(packed.reads.size()),
-                           bases_, engine_.zeros_.get(), work_.rows.data()});
+void Walker::gather(int32_t op) {
+  const PackedOp& packed = engine_.ops_[op];
+  const auto n = static_cast<int>(packed.reads.size());
+  const float* const zeros = engine_.zeros_.get();
+  if (gathered_ >= 0 && gathered_ == packed.alike) {
+    engine_.kernels_.shift({packed.shifts.data(), rows_, n, zeros, work_.rows.data()});
+  } else {
+    engine_.kernels_.gather({&segments_, rows_, packed.reads.data(), n, bases_, zeros, work_.rows.data()});
+  }
+  gathered_ = op;
 }
 
-// Lays the inputs of each row side by side.
+// Lays the inputs of each row side by side, in place of which they are then read.
 void Walker::round_inputs(const OpRecord& op, const PackedOp& packed) {
   const float** rows = work_.rows.data();
+  gathered_ = -1;
   for (int r = 0; r < rows_; ++r) {
     float* const pairs = work_.rounded.get() + r * packed.depth;
     float* end = pairs;
@@ -302,10 +318,11 @@ int64_t Walker::pixel(int segment, int i, int colour) const {
   return (plane * program_.height + segments_.y[segment]) * program_.width + segments_.x[segment];
 }
 
-void Walker::run_input(const OpRecord& op, const PackedOp& packed) {
-  gather(packed);
+void Walker::run_input(int32_t index) {
+  const OpRecord& op = program_.ops[index];
+  gather(index);
   const float* table = engine_.data_.data() + op.table;
-  float* const* out = outputs(packed);
+  float* const* out = outputs(engine_.ops_[index]);
   for (int s = 0; s < segments_.count; ++s) {
     for (int i = 0; i < segments_.n[s]; ++i) {
       // The images are the caller's: another thread of theirs might change them under our hands.
@@ -316,15 +333,17 @@ void Walker::run_input(const OpRecord& op, const PackedOp& packed) {
   }
 }
 
-void Walker::run_head(const OpRecord& op, const PackedOp& packed) {
+void Walker::run_head(int32_t index) {
+  const OpRecord& op = program_.ops[index];
   const float** logits = work_.rows.data();
-  gather(packed);
+  gather(index);
   float pairs[kBlockRows][2];  // of a bernoulli head, whose level 0 has logit 0
   if (op.op == Op::bernoulli) {
     for (int r = 0; r < rows_; ++r) {
       pairs[r][0] = 0.0f, pairs[r][1] = *logits[r];
       logits[r] = pairs[r];
     }
+    gathered_ = -1;
   }
   int64_t pixels[kBlockRows];
   uint64_t images[kBlockRows], counters[kBlockRows];

@@ -72,10 +72,10 @@ class Walker {
   void run_block(int32_t op, const Share& share);
   void run_tasks(const OpRecord& op, const PackedOp& packed, int first, int end);
   void run_product(const OpRecord& op, const PackedOp& packed, const Task& task, int first, int end);
-  void gather(const PackedOp& packed);
+  void gather(int32_t op);
   void round_inputs(const OpRecord& op, const PackedOp& packed);
-  void run_input(const OpRecord& op, const PackedOp& packed);
-  void run_head(const OpRecord& op, const PackedOp& packed);
+  void run_input(int32_t index);
+  void run_head(int32_t index);
   void run_attention(const OpRecord& op, int first_head, int end_head);
   // Of the block, what starts, leaves and outputs are of an op.
   const float** starts(const OpRecord& op) const { return work_.rows.data() + op.taps.size() * kBlockRows; }
@@ -99,6 +99,9 @@ class Walker {
   Base bases_[3];  // by Space
   int rows_ = 0;   // of the block
   Segments segments_{};
+  int32_t gathered_ = -1;             // the op whose pointers of the block are at hand
+  const Launch* in_block_ = nullptr;  // the launch of which these rows are the share:
+  Share share_{};
   const Panel* ahead_ = nullptr;  // the weights to be fetched now
   int32_t ahead_at_ = -1;         // the launch that they are for
   int64_t multiply_adds_ = 0;
