@@ -8,7 +8,9 @@
 namespace pixelfast {
 namespace {
 
-constexpr int kMostColumns = 1024;  // levels of which a table for each lane stays in the cache
+constexpr int kMostColumns = 1024;   // levels of which a table for each lane stays in the cache
+constexpr double kLevelCost = 1.35;  // of a vector of levels, in vectors of rows
+constexpr int kSums = 90;            // levels that take as long as sums over lanes and a draw
 
 }  // namespace
 
@@ -66,11 +68,15 @@ Flaw LevelTable::build(const float* source, const Sampling& sampling) {
   return Flaw::none;
 }
 
+// Lanes may be levels or rows. Rows need no sums over lanes, but leave lanes idle where there are few.
+bool LevelTable::rows_as_lanes(int n) const {
+  return n * (levels_ + kSums) * kLevelCost >= levels_ * kernels_.lanes;
+}
+
 Flaw LevelTable::draw_rows(const float* const* logits, int n, const Sampling& sampling, const uint32_t* u,
                            int32_t* level, uint32_t* frequency, int* row) {
   const bool all_levels = sampling.top_k == 0 && sampling.top_p >= 1.0;
-  // Lanes may be levels or rows. Rows need no sums over lanes.
-  if (all_levels && !table_.empty() && (3 * n >= kernels_.lanes || levels_ <= kernels_.lanes)) {
+  if (all_levels && !table_.empty() && rows_as_lanes(n)) {
     const LevelArgs args{logits, levels_,  sampling.inverse_temperature, u, table_.data()->word,
                          level,  frequency};
     if (kernels_.levels(args, n)) return Flaw::none;

@@ -25,6 +25,7 @@ class LevelTable {
   uint32_t frequency(int level) const { return static_cast<uint32_t>(frequency_[level]); }
 
  private:
+  bool rows_as_lanes(int n) const;
   void filter(const float* logits, const Sampling& sampling, Weights& w);
 
   const Kernels& kernels_;
