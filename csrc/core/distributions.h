@@ -103,15 +103,15 @@ static inline int64_t level_frequencies(const int32_t* weight, int n, double sca
   int64_t total = 0;
   for (int start = 0; start < n; start += kFrequencyBlock) {
     const int end = n - start < kFrequencyBlock ? n : start + kFrequencyBlock;
-    IntegerSum<V> sum;
+    I sum = I::set(0);
     for (int k = start; k < end; k += V::kLanes) {
       const I w = I::load(weight + k);
       const I excluded = w.template sra<31>();  // all bits
       const I f = (w.scaled(scale) + I::set(1)).without(excluded);
       f.store(frequency + k);
-      sum.add(f);
+      sum = sum + f;
     }
-    block_sums[start / kFrequencyBlock] = sum.total();
+    block_sums[start / kFrequencyBlock] = sum.sum();
     total += block_sums[start / kFrequencyBlock];
   }
   return total;
