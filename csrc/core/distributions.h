@@ -75,7 +75,8 @@ static inline WeightTotals level_weights(const float* logits, int n, float large
     I allowed = I::set(0);
     for (int k = start; k < end; k += V::kLanes) {
       const V x = logits_at<V>(logits, k, n);
-      const V scaled = vexp((x - V::set(largest)) * V::set(inverse_temperature)) * V::set(0x1p30f);
+      const V scaled =
+          vexp_within(from_below((x - V::set(largest)) * V::set(inverse_temperature))) * V::set(0x1p30f);
       const auto excluded = V::eq(x, V::set(-__builtin_inff()));
       const I w = I::truncate(V::select(excluded, V::set(-1.0f), scaled));
       w.store(weight + k);
@@ -175,7 +176,7 @@ static inline void fill_weights(int n, V largest, float inverse_temperature, int
   V first = V::set(0.0f);
   for (int k = n; k-- > 0;) {
     const V x = V::floats(I::load(table + k * kLanes));
-    V scaled = vexp((x - largest) * V::set(inverse_temperature)) * V::set(0x1p30f);
+    V scaled = vexp_within(from_below((x - largest) * V::set(inverse_temperature))) * V::set(0x1p30f);
     if (kExcluding) scaled = V::select(V::eq(x, V::set(-__builtin_inff())), V::set(-1.0f), scaled);
     const I w = I::truncate(scaled);
     w.store(table + k * kLanes);

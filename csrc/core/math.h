@@ -45,12 +45,13 @@ PIXELFAST_BOTH inline V ldexp_by_halves(V p, typename V::Int k) {
   return p * V::floats((half + bias).template shl<23>()) * V::floats((k - half + bias).template shl<23>());
 }
 
-// e^x = 2^n * (1 + p), -104 <= x <= 89; NaN passes.
+constexpr float kLeastPower = -104.0f, kLargestPower = 89.0f;  // of e, beyond which nothing changes
+
+// e^x = 2^n * (1 + p), kLeastPower <= x <= kLargestPower; NaN passes.
 template <class V>
 struct Exponential {
   V n, p;
   PIXELFAST_BOTH explicit Exponential(V x) {
-    x = V::max(V::set(-104.0f), V::min(V::set(89.0f), x));
     n = V::fma(x, V::set(1.44269504f), V::set(kRounding)) - V::set(kRounding);
     const V r = V::fma(n, V::set(-1.42860677e-6f), V::fma(n, V::set(-0.693145752f), x));
     const V q = polynomial(r, V::set(1.9875691500e-4f), 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
@@ -59,18 +60,38 @@ struct Exponential {
   }
 };
 
+// The upper bound is for x > 0, the lower one for x < 0: where the sign is known, so is one of them.
 template <class V>
-PIXELFAST_BOTH inline V vexp(V x) {
+PIXELFAST_BOTH inline V from_below(V x) {
+  return V::max(V::set(kLeastPower), x);
+}
+template <class V>
+PIXELFAST_BOTH inline V from_above(V x) {
+  return V::min(V::set(kLargestPower), x);
+}
+
+// Of an x within the bounds.
+template <class V>
+PIXELFAST_BOTH inline V vexp_within(V x) {
   const Exponential<V> e(x);
   return V::ldexp(e.p + V::set(1.0f), e.n);
+}
+template <class V>
+PIXELFAST_BOTH inline V vexp(V x) {
+  return vexp_within(from_below(from_above(x)));
 }
 
 // e^x - 1, exact to the last bits near zero, too.
 template <class V>
-PIXELFAST_BOTH inline V vexpm1(V x) {
+PIXELFAST_BOTH inline V vexpm1_within(V x) {
   const Exponential<V> e(x);
   const V scale = V::ldexp(V::set(1.0f), e.n);
   return V::fma(scale, e.p, scale - V::set(1.0f));
+}
+
+template <class V>
+PIXELFAST_BOTH inline V vexpm1(V x) {
+  return vexpm1_within(from_below(from_above(x)));
 }
 
 template <class V>
@@ -101,14 +122,14 @@ PIXELFAST_BOTH inline V vtanh(V x) {
   const V p = polynomial(z, V::set(-5.70498872745e-3f), 2.06390887954e-2f, -5.37397155531e-2f,
                          1.33314422036e-1f, -3.33332819422e-1f);
   const V near = V::fma(p * z, a, a);
-  const V far = V::set(1.0f) - V::set(2.0f) / (vexp(a + a) + V::set(1.0f));
+  const V far = V::set(1.0f) - V::set(2.0f) / (vexp_within(from_above(a + a)) + V::set(1.0f));
   const V magnitude = V::select(V::lt(a, V::set(0.625f)), near, far);
   return V::floats(V::bits(magnitude) | (V::bits(x) & V::Int::set(INT32_MIN)));
 }
 
 template <class V>
 PIXELFAST_BOTH inline V vsigmoid(V x) {
-  const V t = vexp(vneg(vabs(x)));
+  const V t = vexp_within(from_below(vneg(vabs(x))));
   const V one = V::set(1.0f);
   const V sum = one + t;
   const V gained = (sum - one) - t;  // by rounding: exactly, since t <= 1
@@ -120,8 +141,8 @@ PIXELFAST_BOTH inline V vsigmoid(V x) {
 // e / ((e + 2) * (1 + t)).
 template <class V>
 PIXELFAST_BOTH inline V vgate(V a, V b) {
-  const V e = vexpm1(V::min(V::set(40.0f), vabs(a) + vabs(a)));
-  const V t = vexp(vneg(vabs(b)));
+  const V e = vexpm1_within(V::min(V::set(40.0f), vabs(a) + vabs(a)));
+  const V t = vexp_within(from_below(vneg(vabs(b))));
   const V sum = e + V::set(2.0f);
   const V magnitude = e * V::select(V::lt(b, V::set(0.0f)), t, V::set(1.0f)) / V::fma(sum, t, sum);
   return V::floats(V::bits(magnitude) | (V::bits(a) & V::Int::set(INT32_MIN)));

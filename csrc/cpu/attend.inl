@@ -82,7 +82,7 @@ float softmax(float* scores, int n) {
   for (int i = 0; i < n; i += 16) {
     for (int g = 0; g < kSixteen; ++g) {
       float* p = scores + i + g * Lanes::kLanes;
-      const Lanes weight = vexp(Lanes::load(p) - Lanes::set(largest));
+      const Lanes weight = vexp_within(from_below(Lanes::load(p) - Lanes::set(largest)));
       weight.store(p);
       partial[g] = partial[g] + weight;
     }

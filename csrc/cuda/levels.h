@@ -60,7 +60,9 @@ class Levels {
     int argmax = p_.levels;
     for (int k = simt::lane(); k < p_.levels; k += simt::kWarp) {
       const float x = logit(k);
-      const Lanes scaled = vexp((Lanes{x} - Lanes{largest}) * Lanes{w_.inverse_temperature}) * Lanes{0x1p30f};
+      const Lanes scaled =
+          vexp_within(from_below((Lanes{x} - Lanes{largest}) * Lanes{w_.inverse_temperature})) *
+          Lanes{0x1p30f};
       table[k] = x == -__builtin_inff() ? -1 : static_cast<int32_t>(scaled.v);
       if (x == largest && k < argmax) argmax = k;
     }
