@@ -99,6 +99,12 @@ std::optional<Engine::Crew> Engine::crew_of(const DeviceRequest& r, int blocks,
               std::move(kept)};
 }
 
+std::vector<bool> Engine::waits() const {
+  std::vector<bool> found;
+  for (const FlatLaunch& launch : flat_.launches) found.push_back(launch.waits != 0);
+  return found;
+}
+
 size_t Engine::held_nbytes() const {
   return attention_.nbytes() + positions_.nbytes() + launches_.nbytes() + data_.nbytes() + halves_.nbytes();
 }

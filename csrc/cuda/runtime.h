@@ -48,6 +48,8 @@ class Engine {
   // Those that a run chooses between, by the least cycles.
   std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
+  // By launch: whether it waits for the others of its team.
+  std::vector<bool> waits() const;
   // Of the device's memory, as long as this lives: weights, other data and launches.
   size_t held_nbytes() const;
 
