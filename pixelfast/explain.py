@@ -52,7 +52,7 @@ class Explanation:
     """`print` it. Multiply-adds and elements are per image; buffers are per image at work.
 
     limit: the least skew of a wavefront, and which pixel's dependence allows no smaller one. crews: on a GPU, how a
-    batch of `images` may be shared.
+    batch of `images` may be shared, and the bytes that weights, other data and launches take there besides.
     """
 
     shape: tuple[int, int, int]
@@ -68,6 +68,7 @@ class Explanation:
     weights_nbytes: int
     images: int = 0
     crews: tuple[Crew, ...] = ()
+    held_nbytes: int = 0
 
     @property
     def crew(self) -> Crew | None:
@@ -149,14 +150,19 @@ class Explanation:
             resident = f"{c.resident_nbytes:,} of {c.weights_nbytes:,}"
             numbers = (c.teams, c.blocks, c.chunk, c.barrier, resident, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
             lines.append((*map(str, numbers), "<- chosen" if c is self.crew else ""))
-        return ["", f"{self.images} images shared", *aligned(lines, left=0)]
+        held = f"weights, other data and launches take {self.held_nbytes:,} bytes"
+        return ["", f"{self.images} images shared; {held}", *aligned(lines, left=0)]
 
 
 def explain(
-    schedule: Schedule, buffer_nbytes: int, images: int = 0, crews: Sequence[Mapping[str, Any]] = ()
+    schedule: Schedule,
+    buffer_nbytes: int,
+    images: int = 0,
+    crews: Sequence[Mapping[str, Any]] = (),
+    held_nbytes: int = 0,
 ) -> Explanation:
     """Summarise a schedule. `buffer_nbytes` is what the program allocates per image, rings sharing memory; `crews`: of
-    a device, for so many images."""
+    a device, for so many images, where the program takes `held_nbytes`."""
     plan = schedule.plan
     launches = [0] * len(plan.ops)
     for _, i, _ in schedule.launches():
@@ -208,4 +214,5 @@ def explain(
         weights_nbytes=sum(r.weights_nbytes for r in rows),
         images=images,
         crews=tuple(Crew(**crew) for crew in crews),
+        held_nbytes=held_nbytes,
     )

@@ -211,8 +211,8 @@ class Sampler:
         """What a sampling run does, op by op: order, steps, multiply-adds, bytes; on a GPU also how a batch of n images
         may be shared, which weights are near, and what is chosen. `print` it."""
         n, runtime = integer("n", n, 1, where="explain"), cast(Any, self._runtime)
-        crews = runtime.estimates(n=n) if self.target.on_device else []
-        return explain(self.schedule, 4 * self.program.arena_floats, n, crews)
+        there = (runtime.estimates(n=n), runtime.held_nbytes) if self.target.on_device else ([], 0)
+        return explain(self.schedule, 4 * self.program.arena_floats, n, *there)
 
     def sample(
         self,

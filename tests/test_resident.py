@@ -90,6 +90,22 @@ def test_as_many_weights_as_fit(device, precision):
     assert forced["resident_nbytes"] == some["resident_nbytes"]
 
 
+@pytest.mark.parametrize("capability", [75, 90])
+def test_weights_are_held_once(device, capability):
+    """In bf16 as halves alone."""
+    device.set_capability(capability)
+    torch.manual_seed(0)
+    model = pf.models.PixelCNN(hidden=64, layers=2, levels=4).eval()
+    exact, half = (
+        pf.compile(model, shape=(1, 4, 5), backend="emulated", precision=p).explain(1)
+        for p in ("fp32", "bf16")
+    )
+    weights, halves = (e.crews[0].weights_nbytes for e in (exact, half))
+    assert halves < half.held_nbytes < weights < exact.held_nbytes
+    less = exact.held_nbytes - half.held_nbytes
+    assert less == pytest.approx(weights - halves, abs=64)  # padding behind the data
+
+
 def test_weights_are_far_where_such_blocks_cannot_run_at_once(device):
     device.set_all_shared_nbytes(5000)
     assert crew(device, 4096, 1)["teams"] == 1

@@ -362,4 +362,37 @@ Program decode_program(const int32_t* words, int64_t n_words, int64_t n_data) {
   return p;
 }
 
+std::vector<float> keep_data(Program& program, const float* data) {
+  constexpr size_t kAlign = 16;  // floats to a cache line
+  std::vector<float> kept;
+  const auto keep = [&](int64_t offset, int64_t size) {
+    kept.resize((kept.size() + kAlign - 1) / kAlign * kAlign);
+    kept.insert(kept.end(), data + offset, data + offset + size);
+    return static_cast<int64_t>(kept.size()) - size;
+  };
+  const auto move = [&](int32_t& offset, int64_t size) { offset = static_cast<int32_t>(keep(offset, size)); };
+  for (Buffer& b : program.buffers) {
+    if (b.space != Space::data) continue;
+    const int64_t row = (std::min(b.rows, b.height) - 1) * b.row_stride;
+    const int64_t column = (std::min(b.columns, b.width) - 1) * b.col_stride;
+    const int64_t before = -std::min<int64_t>(row, 0) - std::min<int64_t>(column, 0);
+    const int64_t after = std::max<int64_t>(row, 0) + std::max<int64_t>(column, 0) + b.channels;
+    b.offset = keep(b.offset - before, before + after) + before;
+  }
+  for (OpRecord& op : program.ops) {
+    if (op.op == Op::input) move(op.table, static_cast<int64_t>(program.levels) * op.channels);
+    if (op.op == Op::conv && op.bias >= 0) move(op.bias, op.product_channels);
+    for (Instruction& i : op.instructions) {
+      if (i.fn == Fn::vector) move(i.a, op.channels);
+    }
+    Attention& a = op.attention;
+    if (a.bias_heads > 0) {
+      const int64_t row =
+          static_cast<int64_t>(program.buffers[op.buffer].width) * program.buffers[a.key.buffer].width;
+      move(a.bias, row * a.bias_heads);
+    }
+  }
+  return kept;
+}
+
 }  // namespace pixelfast

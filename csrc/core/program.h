@@ -171,4 +171,8 @@ inline bool same_positions(const Program& program, const Launch& a, const Launch
 // Throws std::invalid_argument, naming the part and the word, where anything is out of range.
 Program decode_program(const int32_t* words, int64_t n_words, int64_t n_data);
 
+// What runs read of the data besides the weights. From then on the program's places are in that, but those
+// of weights.
+std::vector<float> keep_data(Program& program, const float* data);
+
 }  // namespace pixelfast

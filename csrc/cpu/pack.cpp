@@ -198,8 +198,10 @@ void AlignedFloats::Free::operator()(void* p) const { std::free(p); }
 
 Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data,
                const Kernels& kernels, const Bf16Kernels* bf16)
-    : kernels_(kernels), bf16_(bf16), program_(decode_program(words, n_words, n_data)) {
-  keep_data(data);
+    : kernels_(kernels),
+      bf16_(bf16),
+      program_(decode_program(words, n_words, n_data)),
+      data_(keep_data(program_, data)) {
   ops_.resize(program_.ops.size());
   int64_t size = 0, widest = program_.levels;
   for (size_t i = 0; i < ops_.size(); ++i) {
@@ -278,37 +280,6 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
 
 Engine::~Engine() = default;
 
-// Copies what runs read of the data besides the weights, and says so in the program.
-void Engine::keep_data(const float* data) {
-  const auto keep = [&](int64_t offset, int64_t size) {
-    data_.resize(round_up(static_cast<int64_t>(data_.size()), kAlign));
-    data_.insert(data_.end(), data + offset, data + offset + size);
-    return static_cast<int64_t>(data_.size()) - size;
-  };
-  for (Buffer& b : program_.buffers) {
-    if (b.space != Space::data) continue;
-    const int64_t row = (std::min(b.rows, b.height) - 1) * b.row_stride;
-    const int64_t column = (std::min(b.columns, b.width) - 1) * b.col_stride;
-    const int64_t before = -std::min<int64_t>(row, 0) - std::min<int64_t>(column, 0);
-    const int64_t after = std::max<int64_t>(row, 0) + std::max<int64_t>(column, 0) + b.channels;
-    b.offset = keep(b.offset - before, before + after) + before;
-  }
-  for (OpRecord& op : program_.ops) {
-    if (op.op == Op::input) {
-      op.table = static_cast<int32_t>(keep(op.table, static_cast<int64_t>(program_.levels) * op.channels));
-    }
-    for (Instruction& i : op.instructions) {
-      if (i.fn == Fn::vector) i.a = static_cast<int32_t>(keep(i.a, op.channels));
-    }
-    Attention& a = op.attention;
-    if (a.bias_heads > 0) {
-      const int64_t row =
-          static_cast<int64_t>(program_.buffers[op.buffer].width) * program_.buffers[a.key.buffer].width;
-      a.bias = static_cast<int32_t>(keep(a.bias, row * a.bias_heads));
-    }
-  }
-}
-
 void Engine::find_reads(const OpRecord& op, PackedOp& packed) const {
   static const int64_t origin = 0;
   const auto read = [&](int32_t buffer, int channel, int stride_y, int stride_x, int dy, int dx) {
@@ -383,7 +354,8 @@ void Engine::pack(size_t index, const float* data) {
           k += tap.channels;
         }
         if (op.bias < 0) continue;
-        std::copy_n(data + op.bias + column, task.channels, packed_.get() + panel.bias + part * width);
+        std::copy_n(data_.data() + op.bias + column, task.channels,
+                    packed_.get() + panel.bias + part * width);
       }
     }
   }

@@ -116,7 +116,6 @@ class Engine {
  private:
   friend class Walker;
 
-  void keep_data(const float* data);
   void pack(size_t op, const float* data);
   void find_reads(const OpRecord& op, PackedOp& packed) const;
   void find_shifts(int32_t before, PackedOp& packed) const;

@@ -78,6 +78,8 @@ class DeviceProgram {
     return found;
   }
 
+  std::vector<bool> waits() const { return engine_.waits(); }
+  size_t held_nbytes() const { return engine_.held_nbytes(); }
   std::string device() const { return engine_.device().name; }
 
   int64_t last_multiply_adds = 0;
@@ -327,6 +329,8 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
       .def("estimates", &DeviceProgram::estimates, py::kw_only(), py::arg("n"), py::arg("chunk") = 0,
            py::arg("team") = 0, py::arg("resident_nbytes") = -1)
       .def_property_readonly("device", &DeviceProgram::device)
+      .def_property_readonly("waits", &DeviceProgram::waits)
+      .def_property_readonly("held_nbytes", &DeviceProgram::held_nbytes)
       .def_readonly("last_multiply_adds", &DeviceProgram::last_multiply_adds);
 }
 

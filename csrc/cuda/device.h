@@ -45,6 +45,7 @@ class Memory {
   Memory& operator=(Memory&& other) noexcept;
 
   void* get() const { return start_; }
+  size_t nbytes() const { return nbytes_; }
   void upload(const void* source, size_t nbytes);
   void download(void* target, size_t nbytes) const;
   void clear();

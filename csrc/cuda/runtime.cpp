@@ -74,13 +74,13 @@ Memory& Memory::operator=(Memory&& other) noexcept {
 Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t n_data, int device,
                bool bf16)
     : program_(decode_program(words, n_words, n_data)),
-      flat_(program_, bf16 ? data : nullptr),
       device_(device_info(checked_device(device))),
+      data_(bf16 ? sent(device, keep_data(program_, data)) : sent(device, data, static_cast<size_t>(n_data))),
+      flat_(program_, bf16 ? data : nullptr),
       urgent_(by_urgency(flat_)),
       attention_(sent(device, flat_.attention)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
-      data_(sent(device, data, static_cast<size_t>(n_data))),
       halves_(sent(device, flat_.halves)) {
   for (const FlatOp& op : flat_.ops) weights_nbytes_ += weights_nbytes(op);
 }
@@ -97,6 +97,16 @@ std::optional<Engine::Crew> Engine::crew_of(const DeviceRequest& r, int blocks,
   const int64_t chunks = (r.n + images - 1) / images;
   return Crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
               std::move(kept)};
+}
+
+std::vector<bool> Engine::waits() const {
+  std::vector<bool> found;
+  for (const FlatLaunch& launch : flat_.launches) found.push_back(launch.waits != 0);
+  return found;
+}
+
+size_t Engine::held_nbytes() const {
+  return attention_.nbytes() + positions_.nbytes() + launches_.nbytes() + data_.nbytes() + halves_.nbytes();
 }
 
 // What a run takes besides its batch.

@@ -48,6 +48,11 @@ class Engine {
   // Those that a run chooses between, by the least cycles.
   std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
+  // By launch: whether it waits for the others of its team.
+  std::vector<bool> waits() const;
+  // Of the device's memory, as long as this lives: weights, other data and launches.
+  size_t held_nbytes() const;
+
   const Program& program() const { return program_; }
   const DeviceInfo& device() const { return device_; }
 
@@ -71,11 +76,12 @@ class Engine {
   double cost(const Crew& crew, int64_t n) const;  // in cycles
 
   Program program_;
-  Flat flat_;
   DeviceInfo device_;
+  Memory data_;  // in the bf16 mode without the weights, which are in `halves_`
+  Flat flat_;
   std::vector<int32_t> urgent_;  // ops by how near their weights should be
   int64_t weights_nbytes_ = 0;
-  Memory attention_, positions_, launches_, data_, halves_;
+  Memory attention_, positions_, launches_, halves_;
 };
 
 }  // namespace cuda
