@@ -88,23 +88,36 @@ bool same_positions(const Program& program, const Launch& a, const Launch& b) {
 Waits find_waits(const Program& program) {
   std::vector<Uses> uses;
   for (const OpRecord& op : program.ops) uses.push_back(uses_of(program, op));
-  Waits waits;
-  const auto find = [&](std::vector<bool>& found, bool by_rows) {
-    std::vector<const Launch*> since;  // launches since the last wait
-    for (const Launch& launch : program.launches) {
-      const bool waits_now = std::any_of(since.begin(), since.end(), [&](const Launch* before) {
-        const bool same_rows = by_rows && same_positions(program, *before, launch);
-        return conflict(uses[before->op], uses[launch.op], same_rows);
-      });
-      found.push_back(waits_now);
-      if (waits_now) since.clear();
-      since.push_back(&launch);
-    }
+  const size_t n = program.launches.size();
+  const auto must_part = [&](size_t a, size_t b, bool by_rows) {
+    const Launch &before = program.launches[a], &after = program.launches[b];
+    return conflict(uses[before.op], uses[after.op], by_rows && same_positions(program, before, after));
   };
-  find(waits.any, false);
-  find(waits.by_rows, true);
-  waits.n_any = std::count(waits.any.begin(), waits.any.end(), true);
+  const auto find = [&](bool by_rows) {
+    std::vector<bool> found(n);
+    size_t since = 0;  // the first launch since the last wait
+    for (size_t b = 0; b < n; ++b) {
+      for (size_t a = since; a < b && !found[b]; ++a) found[b] = must_part(a, b, by_rows);
+      if (found[b]) since = b;
+    }
+    return found;
+  };
+  Waits waits{find(true), find(false), std::vector<bool>(n)};
   waits.n_by_rows = std::count(waits.by_rows.begin(), waits.by_rows.end(), true);
+  waits.n_any = std::count(waits.any.begin(), waits.any.end(), true);
+  // For a wait all arrive after the last launch since the wait before that any up to the wait after it must
+  // be parted from. What ran earlier is covered, too, and what runs later is by the wait after it.
+  size_t since = 0, last = 0;
+  for (size_t b = 0; b < n; ++b) {
+    if (waits.any[b]) {
+      if (since > 0) waits.arrives[last] = true;
+      last = since, since = b;
+    }
+    for (size_t a = since; a-- > last + 1;) {
+      if (must_part(a, b, false)) last = a;
+    }
+  }
+  if (since > 0) waits.arrives[last] = true;
   return waits;
 }
 

@@ -11,8 +11,11 @@ namespace pixelfast {
 // By launch: whether it may touch what another thread has touched since the last wait. `by_rows`: if the rows
 // of all launches are shared, so that a thread goes from op to op with its own; `any`: however they are
 // shared.
+//
+// Waits of `any` may be split: all arrive where `arrives` says, at the end of a launch, and wait as late as
+// before. Then a wait covers the launches up to there, and the next one those between the two.
 struct Waits {
-  std::vector<bool> by_rows, any;
+  std::vector<bool> by_rows, any, arrives;
   int64_t n_by_rows = 0, n_any = 0;  // launches that wait
 };
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -75,6 +76,13 @@ class DeviceProgram {
       d["cycles"] = e.cycles, d["nbytes"] = e.nbytes;
       found.append(d);
     }
+    return found;
+  }
+
+  // Of each: its op, and whether a team waits before it, and arrives for the next wait after it.
+  std::vector<std::tuple<int, bool, bool>> launches() const {
+    std::vector<std::tuple<int, bool, bool>> found;
+    for (const FlatLaunch& l : engine_.launches()) found.emplace_back(l.op, l.waits != 0, l.arrives != 0);
     return found;
   }
 
@@ -326,6 +334,7 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
            py::arg("team") = 0, py::arg("resident_nbytes") = -1, py::arg("progress") = py::none())
       .def("estimates", &DeviceProgram::estimates, py::kw_only(), py::arg("n"), py::arg("chunk") = 0,
            py::arg("team") = 0, py::arg("resident_nbytes") = -1)
+      .def("launches", &DeviceProgram::launches)
       .def_property_readonly("device", &DeviceProgram::device)
       .def_readonly("last_multiply_adds", &DeviceProgram::last_multiply_adds);
 }

@@ -123,7 +123,7 @@ Flat::Flat(const Program& program, const float* data) {
     const int32_t first = launch.n_runs == 1 ? -1 : static_cast<int32_t>(positions.size());
     most_positions = std::max(most_positions, launch.positions);
     launches.push_back({launch.op, static_cast<int32_t>(launch.positions), first, only.y, only.x, only.dy,
-                        only.dx, waits.any[i], ends});
+                        only.dx, waits.any[i], waits.arrives[i], ends});
     for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
       const Run& run = program.runs[r];
       for (int32_t k = 0; first >= 0 && k < run.n; ++k) {

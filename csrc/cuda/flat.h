@@ -64,7 +64,8 @@ struct FlatLaunch {
   int32_t op, positions;
   int32_t first_position;  // of the list; -1: there is none
   int32_t y, x, dy, dx;
-  int32_t waits, ends_step;  // waits: for the other threads of the team, before it
+  int32_t waits, arrives;  // for the other threads of the team, before it, and after it for the next wait
+  int32_t ends_step;
 };
 
 // Where one of the tables begins, in bytes.
@@ -99,7 +100,7 @@ struct FlatProgram {
 enum class Barrier : int32_t { block, cluster, memory };
 
 struct TeamState {
-  uint32_t arrived;  // blocks at a barrier in memory, of all so far, in 32 bits
+  uint32_t arrived;  // blocks, at all barriers in memory so far, in 32 bits
   uint32_t stop[2];  // written in turn
 };
 

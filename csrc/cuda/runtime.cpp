@@ -138,13 +138,16 @@ double Engine::cost(const Crew& crew, int64_t n) const {
       static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
   // Of launches that do not wait: of a thread, and the most sums that one thread must make. Attention and
   // heads cost no more than a launch.
-  double total = 0, work = 0, deepest = 0;
+  double total = 0, work = 0, deepest = 0, arrived = 0;  // arrived: the total when all did
   const auto finish = [&] {
     total += std::max(work, deepest);
     work = deepest = 0;
   };
   for (const FlatLaunch& launch : flat_.launches) {
-    if (launch.waits) finish(), total += wait;
+    if (launch.waits) {
+      finish();
+      total = barrier == Barrier::block ? total + wait : std::max(total, arrived + wait);
+    }
     const FlatOp& op = flat_.ops[launch.op];
     const Resident& resident = crew.kept.residents[launch.op];
     const bool is_near = resident.place >= 0;
@@ -158,6 +161,7 @@ double Engine::cost(const Crew& crew, int64_t n) const {
     work += tiles * groups * sums / (threads * crew.blocks);
     deepest = std::max(deepest, std::max(turns, 1.0) * sums);
     total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
+    if (launch.arrives && barrier != Barrier::block) finish(), arrived = total;
   }
   finish();
   const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;

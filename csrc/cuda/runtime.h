@@ -49,6 +49,7 @@ class Engine {
   std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
   const Program& program() const { return program_; }
+  const std::vector<FlatLaunch>& launches() const { return flat_.launches; }
   const DeviceInfo& device() const { return device_; }
 
  private:

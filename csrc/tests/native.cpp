@@ -1,7 +1,7 @@
 // What sanitizers watch. Programs, as tests/native_programs.py writes them, give the same bits on every
-// instruction set, for every number of threads and for several callers at a time; a run can be stopped. With
-// a second argument, short programs are damaged on purpose, word by word: each is refused, or runs within its
-// buffers.
+// instruction set, for every number of threads and for several callers at a time; launches that meet wait for
+// each other; a run can be stopped. With a second argument, short programs are damaged on purpose, word by
+// word: each is refused, or runs within its buffers.
 //
 //     native_tests FOLDER [damage]
 #include <algorithm>
@@ -21,6 +21,7 @@
 #include "cpu/runtime.h"
 #include "cuda/device_emulated.h"
 #include "cuda/runtime.h"
+#include "tests/replay.h"
 
 extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
   // A damaged program may ask for any amount of memory: that it does not get it is no error.
@@ -192,6 +193,23 @@ void check_device(const File& file) {
 #endif
 }
 
+// As they are, and as if none were split; and that the replay would find that they are missing.
+void check_waits(const File& file) {
+  const Program program =
+      decode_program(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.size());
+  Waits waits = find_waits(program);
+  Replay(program, waits).check();
+  for (size_t i = 0; i + 1 < waits.any.size(); ++i) waits.arrives[i] = waits.any[i + 1];
+  Replay(program, waits).check();
+  waits.any.assign(waits.any.size(), false), waits.arrives = waits.any;
+  try {
+    Replay(program, waits).check();
+  } catch (const std::runtime_error&) {
+    return;
+  }
+  require(waits.n_any == 0, file, "nobody misses its waits");
+}
+
 void check_callers(const File& file) {
   const Engine engine = load(file, *usable_kernels().back());
   const Result want = run(engine, 4, {});
@@ -316,6 +334,7 @@ int check_folder(const char* folder, bool damages) {
   if (paths.empty()) throw std::runtime_error(std::string("no programs in ") + folder);
   for (const std::filesystem::path& path : paths) {
     const File file = read(path);
+    check_waits(file);
     check_bits(file);
     check_bf16(file);
     check_device(file);
