@@ -35,11 +35,13 @@ class Row:
 class Crew:
     """A way to share a batch on a GPU: `teams` of `blocks` blocks, each with `chunk` images at a time, which wait at a
     barrier of the `block`, of a `cluster` or in `memory`. Of `weights_nbytes`, `resident_nbytes` are in a team's shared
-    memory. `cycles`: an estimate; the least is chosen."""
+    memory. `spread`: whether early halves of convolutions run while others wait, rather than at the start of a step.
+    `cycles`: an estimate; the least is chosen."""
 
     teams: int
     blocks: int
     chunk: int
+    spread: bool
     barrier: str
     resident_nbytes: int
     weights_nbytes: int
@@ -139,6 +141,7 @@ class Explanation:
                 "blocks",
                 "images each",
                 "barrier",
+                "early halves",
                 "resident weights B",
                 "cycles, estimated",
                 "bytes",
@@ -147,8 +150,10 @@ class Explanation:
         ]
         for c in self.crews:
             resident = f"{c.resident_nbytes:,} of {c.weights_nbytes:,}"
-            numbers = (c.teams, c.blocks, c.chunk, c.barrier, resident, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
-            lines.append((*map(str, numbers), "<- chosen" if c is self.crew else ""))
+            early = "spread" if c.spread else "first"
+            numbers = (c.teams, c.blocks, c.chunk, c.barrier, early, resident)
+            costs = (f"{c.cycles:,.0f}", f"{c.nbytes:,}")
+            lines.append((*map(str, numbers), *costs, "<- chosen" if c is self.crew else ""))
         return ["", f"{self.images} images shared", *aligned(lines, left=0)]
 
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace pixelfast {
 namespace {
@@ -83,21 +84,35 @@ bool same_positions(const Program& program, const Launch& a, const Launch& b) {
          std::memcmp(&program.runs[a.first_run], &program.runs[b.first_run], a.n_runs * sizeof(Run)) == 0;
 }
 
+class Launches {
+ public:
+  explicit Launches(const Program& program) : program_(program) {
+    for (const OpRecord& op : program.ops) uses_.push_back(uses_of(program, op));
+  }
+
+  // Whether all threads must be done with one before any begins with another.
+  bool must_part(int32_t a, int32_t b, bool by_rows = false) const {
+    const Launch &before = program_.launches[a], &after = program_.launches[b];
+    return conflict(uses_[before.op], uses_[after.op], by_rows && same_positions(program_, before, after));
+  }
+
+ private:
+  const Program& program_;
+  std::vector<Uses> uses_;
+};
+
 }  // namespace
 
-Waits find_waits(const Program& program) {
-  std::vector<Uses> uses;
-  for (const OpRecord& op : program.ops) uses.push_back(uses_of(program, op));
-  const size_t n = program.launches.size();
-  const auto must_part = [&](size_t a, size_t b, bool by_rows) {
-    const Launch &before = program.launches[a], &after = program.launches[b];
-    return conflict(uses[before.op], uses[after.op], by_rows && same_positions(program, before, after));
-  };
+Waits find_waits(const Program& program, const std::vector<int32_t>& order) {
+  const Launches launches(program);
+  const size_t n = order.size();
   const auto find = [&](bool by_rows) {
     std::vector<bool> found(n);
     size_t since = 0;  // the first launch since the last wait
     for (size_t b = 0; b < n; ++b) {
-      for (size_t a = since; a < b && !found[b]; ++a) found[b] = must_part(a, b, by_rows);
+      for (size_t a = since; a < b && !found[b]; ++a) {
+        found[b] = launches.must_part(order[a], order[b], by_rows);
+      }
       if (found[b]) since = b;
     }
     return found;
@@ -114,11 +129,80 @@ Waits find_waits(const Program& program) {
       last = since, since = b;
     }
     for (size_t a = since; a-- > last + 1;) {
-      if (must_part(a, b, false)) last = a;
+      if (launches.must_part(order[a], order[b])) last = a;
     }
   }
   if (since > 0) waits.arrives[last] = true;
   return waits;
+}
+
+Waits find_waits(const Program& program) {
+  std::vector<int32_t> order(program.launches.size());
+  std::iota(order.begin(), order.end(), 0);
+  return find_waits(program, order);
+}
+
+namespace {
+
+// What moves within a step, whose launches that wait are `at`.
+struct Mover {
+  int32_t launch;
+  double work;
+  int64_t last;  // the last of `at` before which it may run
+};
+
+// Of the launches from `first` up to the second wait of a step that ends at `end`: those that neither others
+// of these nor those since the wait before the step meet. The first to be needed come first.
+std::vector<Mover> movers(const Program& program, const Launches& launches, int32_t since, int32_t first,
+                          int32_t end, const std::vector<int32_t>& at) {
+  std::vector<Mover> found;
+  for (int32_t i = first; i < at[1]; ++i) {
+    const OpRecord& op = program.ops[program.launches[i].op];
+    const double work = static_cast<double>(program.launches[i].positions) * op.depth * op.product_channels;
+    bool free = work > 0;
+    for (int32_t j = since; j < at[1] && free; ++j) free = j == i || !launches.must_part(i, j);
+    if (!free) continue;
+    int32_t user = at[1];
+    while (user < end && !launches.must_part(i, user)) ++user;
+    const int64_t passed = std::upper_bound(at.begin(), at.end(), user) - at.begin();
+    found.push_back({i, work, user < end ? passed - 2 : passed - 1});  // a wait must follow, before the user
+  }
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Mover& a, const Mover& b) { return a.last < b.last; });
+  return found;
+}
+
+}  // namespace
+
+std::vector<int32_t> spread(const Program& program, const Waits& waits) {
+  const Launches launches(program);
+  std::vector<int32_t> order;
+  int32_t since = 0, begin = 0;  // the last wait before the step, and its first launch
+  for (const int32_t end : program.step_ends) {
+    std::vector<int32_t> at;
+    for (int32_t i = begin; i < end; ++i) {
+      if (waits.any[i]) at.push_back(i);
+    }
+    std::vector<Mover> moving;
+    if (at.size() > 1 && at[0] == begin) moving = movers(program, launches, since, begin + 1, end, at);
+    std::vector<bool> moves(end - begin);
+    double total = 0, placed = 0;
+    for (const Mover& m : moving) moves[m.launch - begin] = true, total += m.work;
+    size_t next = 0;
+    int64_t wait = -1;  // number of the last one
+    for (int32_t i = begin; i < end; ++i) {
+      wait += waits.any[i];
+      const double share = total * static_cast<double>(wait + 1) / static_cast<double>(at.size());
+      for (; next < moving.size() && waits.any[i]; ++next) {
+        if (moving[next].last > wait && placed >= share) break;
+        order.push_back(moving[next].launch), placed += moving[next].work;
+      }
+      if (!moves[i - begin]) order.push_back(i);
+    }
+    if (!at.empty()) since = at.back();
+    begin = end;
+  }
+  return order;
 }
 
 }  // namespace pixelfast

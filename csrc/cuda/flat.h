@@ -157,7 +157,8 @@ struct Flat {
   std::vector<int32_t> places;
   std::vector<Position> positions;
   std::vector<FlatLaunch> launches;
-  int most_instructions = 0;  // of those with more than kOwnRegisters
+  std::vector<FlatLaunch> spread;  // likewise, in the order of core/waits.h; none, where it is no other
+  int most_instructions = 0;       // of those with more than kOwnRegisters
   int64_t most_keys = 0;
   int64_t most_positions = 1;  // of a launch
   int64_t multiply_adds = 0;   // of an image

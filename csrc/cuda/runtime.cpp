@@ -80,6 +80,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       attention_(sent(device, flat_.attention)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
+      spread_(sent(device, flat_.spread)),
       data_(sent(device, data, static_cast<size_t>(n_data))),
       halves_(sent(device, flat_.halves)) {
   for (const FlatOp& op : flat_.ops) weights_nbytes_ += weights_nbytes(op);
@@ -95,8 +96,12 @@ std::optional<Engine::Crew> Engine::crew_of(const DeviceRequest& r, int blocks,
   int64_t images = std::min<int64_t>(r.chunk > 0 ? r.chunk : (r.n + most - 1) / most, r.n);
   images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
   const int64_t chunks = (r.n + images - 1) / images;
-  return Crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
-              std::move(kept)};
+  Crew crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
+            std::move(kept), false};
+  const double as_is = cost(crew, r.n);
+  crew.spread = true;
+  crew.spread = !flat_.spread.empty() && (r.spread < 0 ? cost(crew, r.n) < as_is : r.spread > 0);
+  return crew;
 }
 
 // What a run takes besides its batch.
@@ -143,7 +148,7 @@ double Engine::cost(const Crew& crew, int64_t n) const {
     total += std::max(work, deepest);
     work = deepest = 0;
   };
-  for (const FlatLaunch& launch : flat_.launches) {
+  for (const FlatLaunch& launch : launches(crew.spread)) {
     if (launch.waits) {
       finish();
       total = barrier == Barrier::block ? total + wait : std::max(total, arrived + wait);
@@ -206,7 +211,7 @@ Engine::Crew Engine::choose_crew(const DeviceRequest& r) const {
 std::vector<Estimate> Engine::estimates(const DeviceRequest& r) const {
   std::vector<Estimate> result;
   for (const Crew& crew : crews(r)) {
-    result.push_back({crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew.blocks)),
+    result.push_back({crew.teams, crew.blocks, crew.chunk, crew.spread, name_of(barrier_of(crew.blocks)),
                       crew.kept.weights_nbytes, weights_nbytes_, cost(crew, r.n), nbytes_of(crew)});
   }
   return result;
@@ -221,7 +226,7 @@ Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
                   static_cast<int64_t>(flat_.tables_nbytes() / sizeof(uint32_t)),
                   as<int32_t>(attention_),
                   as<Position>(positions_),
-                  as<FlatLaunch>(launches_),
+                  as<FlatLaunch>(crew.spread ? spread_ : launches_),
                   as<float>(data_),
                   flat_.halves.empty() ? nullptr : as<uint32_t>(halves_),
                   static_cast<int32_t>(flat_.ops.size()),

@@ -21,13 +21,15 @@ struct DeviceRequest : Request {
   bool on_device = false;
   int64_t stream = -1;  // -1: one of the run's own
   int64_t resident_nbytes =
-      -1;  // of a block's shared memory for tables and weights, at most; -1: as is sensible
+      -1;           // of a block's shared memory for tables and weights, at most; -1: as is sensible
+  int spread = -1;  // whether what may run while launches wait does; -1: if that seems to pay
 };
 
 // A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time, and weights of so
-// many bytes, of all, in the shared memory of each team.
+// many bytes, of all, in the shared memory of each team. `spread`: what may run while launches wait does.
 struct Estimate {
   int teams, blocks, chunk;
+  bool spread;
   const char* barrier;
   int64_t resident_nbytes, weights_nbytes;
   double cycles;
@@ -49,7 +51,9 @@ class Engine {
   std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
   const Program& program() const { return program_; }
-  const std::vector<FlatLaunch>& launches() const { return flat_.launches; }
+  const std::vector<FlatLaunch>& launches(bool spread) const {
+    return spread && !flat_.spread.empty() ? flat_.spread : flat_.launches;
+  }
   const DeviceInfo& device() const { return device_; }
 
  private:
@@ -57,6 +61,7 @@ class Engine {
   struct Crew {
     int teams, blocks, chunk;
     Residency kept;
+    bool spread;  // which order of launches
   };
   // None where the device runs no such team.
   std::optional<Crew> crew_of(const DeviceRequest& request, int blocks, size_t resident_nbytes) const;
@@ -76,7 +81,7 @@ class Engine {
   DeviceInfo device_;
   std::vector<int32_t> urgent_;  // ops by how near their weights should be
   int64_t weights_nbytes_ = 0;
-  Memory attention_, positions_, launches_, data_, halves_;
+  Memory attention_, positions_, launches_, spread_, data_, halves_;
 };
 
 }  // namespace cuda

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -95,7 +96,8 @@ constexpr int kForever = std::numeric_limits<int>::max();
 // How a run is shared; it is stopped when `progress` is called for the `patience`-th time.
 struct How {
   int threads = 1, team = 0, chunk = 0, patience = kForever;
-  int64_t resident_nbytes = -1;  // on a device
+  int64_t resident_nbytes = -1;  // on a device,
+  int spread = -1;               // likewise
 };
 
 // A third of the pixels are given.
@@ -119,7 +121,7 @@ Result run_as(AnyEngine& engine, int n, How how) {
   if constexpr (std::is_same_v<AnyRequest, CpuRequest>) {
     request.threads = how.threads;
   } else {
-    request.resident_nbytes = how.resident_nbytes;
+    request.resident_nbytes = how.resident_nbytes, request.spread = how.spread;
   }
   request.team = how.team;
   request.chunk = how.chunk;
@@ -171,12 +173,13 @@ void check_bf16(const File& file) {
 
 void check_device(const File& file) {
 #ifndef __SANITIZE_THREAD__
-  // By every barrier, with weights in shared memory and without.
+  // By every barrier, with weights in shared memory and without, in both orders.
   const auto check = [&](cuda::Engine engine, const Result& want, const char* what) {
+    int spread = 0;
     for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}, How{1, 3, 2}}) {
       for (const int64_t resident_nbytes : {0, 3000, 200'000}) {
         How near = how;
-        near.resident_nbytes = resident_nbytes;
+        near.resident_nbytes = resident_nbytes, near.spread = spread = 1 - spread;
         require(run_as<cuda::DeviceRequest>(engine, 3, near) == want, file, what);
       }
     }
@@ -193,21 +196,32 @@ void check_device(const File& file) {
 #endif
 }
 
-// As they are, and as if none were split; and that the replay would find that they are missing.
+// In both orders: as they are, and as if none were split; and that the replay would find that they are
+// missing.
 void check_waits(const File& file) {
   const Program program =
       decode_program(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.size());
-  Waits waits = find_waits(program);
-  Replay(program, waits).check();
-  for (size_t i = 0; i + 1 < waits.any.size(); ++i) waits.arrives[i] = waits.any[i + 1];
-  Replay(program, waits).check();
-  waits.any.assign(waits.any.size(), false), waits.arrives = waits.any;
-  try {
-    Replay(program, waits).check();
-  } catch (const std::runtime_error&) {
-    return;
+  const Waits as_is = find_waits(program);
+  std::vector<int32_t> order(program.launches.size());
+  std::iota(order.begin(), order.end(), 0);
+  const std::vector<int32_t> other = spread(program, as_is);
+  require(std::is_permutation(order.begin(), order.end(), other.begin(), other.end()), file,
+          "other launches");
+  for (const std::vector<int32_t>& each : {order, other}) {
+    Waits waits = find_waits(program, each);
+    require(waits.n_any == as_is.n_any, file, "there are more waits, or fewer");
+    Replay(program, each, waits).check();
+    for (size_t i = 0; i + 1 < waits.any.size(); ++i) waits.arrives[i] = waits.any[i + 1];
+    Replay(program, each, waits).check();
+    waits.any.assign(waits.any.size(), false), waits.arrives = waits.any;
+    bool missed = false;
+    try {
+      Replay(program, each, waits).check();
+    } catch (const std::runtime_error&) {
+      missed = true;
+    }
+    require(missed, file, "nobody misses the waits");
   }
-  require(waits.n_any == 0, file, "nobody misses its waits");
 }
 
 void check_callers(const File& file) {

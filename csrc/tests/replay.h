@@ -16,19 +16,21 @@ namespace pixelfast {
 
 class Replay {
  public:
-  Replay(const Program& program, const Waits& waits) : p_(program), waits_(waits) {}
+  // `order`: of the launches, by index; the waits are in that order.
+  Replay(const Program& program, const std::vector<int32_t>& order, const Waits& waits)
+      : p_(program), order_(order), waits_(waits) {}
 
   // Throws std::runtime_error for two launches, one of which writes what the other touches, if not all
   // threads arrive after the first, or later, and then wait before the second.
   void check() {
     int64_t arrived = -1;
-    for (size_t i = 0; i < p_.launches.size(); ++i) {
+    for (size_t i = 0; i < order_.size(); ++i) {
       now_ = static_cast<int64_t>(i);
       if (waits_.any[i]) {
         if (arrived < 0) fail("a wait without an arrival", now_, now_);
         covered_ = arrived, arrived = -1;
       }
-      const Launch& launch = p_.launches[i];
+      const Launch& launch = p_.launches[order_[i]];
       for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
         const Run& run = p_.runs[r];
         for (int32_t k = 0; k < run.n; ++k) touch(p_.ops[launch.op], run.y + k * run.dy, run.x + k * run.dx);
@@ -101,6 +103,7 @@ class Replay {
   }
 
   const Program& p_;
+  const std::vector<int32_t>& order_;
   const Waits& waits_;
   int64_t now_ = 0, covered_ = -1;  // covered: the last launch that the last wait covers
   std::unordered_map<int64_t, Last> floats_;
