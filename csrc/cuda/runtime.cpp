@@ -141,8 +141,9 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   const int32_t rows = matrices() ? kMatrixRows : kElements, columns = matrices() ? kGroup : 1;
   const double threads =
       static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
-  // Of launches that do not wait: of a thread, and the most sums that one thread must make. Attention and
-  // heads cost no more than a launch.
+  // Of launches that do not wait: of a thread on average, and the most that one must do in one of them.
+  // Attention and heads cost no more than finding their rows. What runs between an arrival and its wait hides
+  // as much of the wait as it takes.
   double total = 0, work = 0, deepest = 0, arrived = 0;  // arrived: the total when all did
   const auto finish = [&] {
     total += std::max(work, deepest);
@@ -163,9 +164,10 @@ double Engine::cost(const Crew& crew, int64_t n) const {
         matrices() ? op.steps / (kMatrixDepth / 2.0) : static_cast<double>(program_.ops[launch.op].depth);
     const double sums = depth * op.n_parts * (is_near ? near : far);  // of a tile
     const double turns = is_near ? tiles * resident.width / columns / threads : 1;
-    work += tiles * groups * sums / (threads * crew.blocks);
-    deepest = std::max(deepest, std::max(turns, 1.0) * sums);
-    total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
+    const double start = crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
+    const double units = tiles * groups / (threads * crew.blocks);  // of a thread
+    work += units * sums + std::min(units, 1.0) * start;
+    deepest = std::max(deepest, std::max(turns, 1.0) * sums + start);
     if (launch.arrives && barrier != Barrier::block) finish(), arrived = total;
   }
   finish();
