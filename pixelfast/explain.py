@@ -35,7 +35,7 @@ class Row:
 class Crew:
     """A way to share a batch on a GPU: `teams` of `blocks` blocks, each with `chunk` images at a time, which wait at a
     barrier of the `block`, of a `cluster` or in `memory`. Of `weights_nbytes`, `resident_nbytes` are in a team's shared
-    memory. `spread`: whether early halves of convolutions run while others wait, rather than at the start of a step.
+    memory. `spread`: whether early halves of convolutions run here and there in a step, rather than at its start.
     `cycles`: an estimate; the least is chosen."""
 
     teams: int

@@ -84,6 +84,7 @@ def test_early_halves_are_spread_and_nobody_waits_more_often(which, order):
 
 def test_the_cheaper_order_is_taken():
     program, _ = load("gated", "raster")
+    taken = set()
     for n in (1, 64):
         first, spread, chosen = (program.estimates(n=n, spread=s) for s in (0, 1, -1))
         assert not any(crew["spread"] for crew in first)
@@ -91,6 +92,8 @@ def test_the_cheaper_order_is_taken():
         for a, b, c in zip(first, spread, chosen, strict=True):
             assert c["cycles"] == min(a["cycles"], b["cycles"])
             assert c["spread"] == (b["cycles"] < a["cycles"])
+            taken.add(c["spread"])
+    assert taken == {False, True}
     chain = pf.compile(
         pf.models.PixelCNN(hidden=8, layers=1, levels=2).eval(), shape=(1, 3, 3), backend="emulated"
     )

@@ -174,7 +174,7 @@ std::vector<Mover> movers(const Program& program, const Launches& launches, int3
 
 }  // namespace
 
-std::vector<int32_t> spread(const Program& program, const Waits& waits) {
+std::vector<int32_t> reorder(const Program& program, const Waits& waits, bool spread) {
   const Launches launches(program);
   std::vector<int32_t> order;
   int32_t since = 0, begin = 0;  // the last wait before the step, and its first launch
@@ -194,7 +194,7 @@ std::vector<int32_t> spread(const Program& program, const Waits& waits) {
       wait += waits.any[i];
       const double share = total * static_cast<double>(wait + 1) / static_cast<double>(at.size());
       for (; next < moving.size() && waits.any[i]; ++next) {
-        if (moving[next].last > wait && placed >= share) break;
+        if (spread && moving[next].last > wait && placed >= share) break;
         order.push_back(moving[next].launch), placed += moving[next].work;
       }
       if (!moves[i - begin]) order.push_back(i);

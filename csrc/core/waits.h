@@ -24,8 +24,8 @@ Waits find_waits(const Program& program);
 Waits find_waits(const Program& program, const std::vector<int32_t>& order);
 
 // The launches of a program, by index, in an order with the same results and, as a rule, the same waits. Sums
-// at the start of a step that nothing of it is needed for run later in the step, while others wait: before a
-// wait that is not for them, spread as evenly by multiply-adds as it goes.
-std::vector<int32_t> spread(const Program& program, const Waits& waits);
+// at the start of a step that need nothing of it run before its first wait, or `spread` as evenly by
+// multiply-adds as goes: each before a wait that is not for it.
+std::vector<int32_t> reorder(const Program& program, const Waits& waits, bool spread);
 
 }  // namespace pixelfast

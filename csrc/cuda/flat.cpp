@@ -58,13 +58,19 @@ void check_counts(const Program& program) {
                               " positions of launches");
 }
 
-void mark(std::vector<FlatLaunch>& launches, const Program& program, const Waits& waits) {
-  for (size_t i = 0; i < launches.size(); ++i) {
-    launches[i].waits = waits.any[i], launches[i].arrives = waits.arrives[i];
+// With their waits, and where steps end.
+std::vector<FlatLaunch> in_order(const std::vector<FlatLaunch>& launches, const Program& program,
+                                 const std::vector<int32_t>& order) {
+  const Waits waits = find_waits(program, order);
+  std::vector<FlatLaunch> found;
+  for (size_t i = 0; i < order.size(); ++i) {
+    found.push_back(launches[order[i]]);
+    found[i].waits = waits.any[i], found[i].arrives = waits.arrives[i];
   }
   for (const int32_t end : program.step_ends) {
-    if (end > 0) launches[end - 1].ends_step = 1;
+    if (end > 0) found[end - 1].ends_step = 1;
   }
+  return found;
 }
 
 }  // namespace
@@ -141,12 +147,9 @@ Flat::Flat(const Program& program, const float* data) {
     }
   }
   const Waits waits = find_waits(program);
-  const std::vector<int32_t> order = pixelfast::spread(program, waits);
-  if (!std::is_sorted(order.begin(), order.end())) {
-    for (const int32_t i : order) spread.push_back(launches[i]);
-    mark(spread, program, find_waits(program, order));
-  }
-  mark(launches, program, waits);
+  const std::vector<int32_t> order = reorder(program, waits, false), other = reorder(program, waits, true);
+  if (other != order) spread = in_order(launches, program, other);
+  launches = in_order(launches, program, order);
 }
 
 namespace {

@@ -156,9 +156,8 @@ struct Flat {
   std::vector<uint32_t> halves;
   std::vector<int32_t> places;
   std::vector<Position> positions;
-  std::vector<FlatLaunch> launches;
-  std::vector<FlatLaunch> spread;  // likewise, in the order of core/waits.h; none, where it is no other
-  int most_instructions = 0;       // of those with more than kOwnRegisters
+  std::vector<FlatLaunch> launches, spread;  // in both orders of core/waits.h; none `spread`, if they are one
+  int most_instructions = 0;                 // of those with more than kOwnRegisters
   int64_t most_keys = 0;
   int64_t most_positions = 1;  // of a launch
   int64_t multiply_adds = 0;   // of an image

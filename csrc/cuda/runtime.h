@@ -22,11 +22,11 @@ struct DeviceRequest : Request {
   int64_t stream = -1;  // -1: one of the run's own
   int64_t resident_nbytes =
       -1;           // of a block's shared memory for tables and weights, at most; -1: as is sensible
-  int spread = -1;  // whether what may run while launches wait does; -1: if that seems to pay
+  int spread = -1;  // which order of launches (core/waits.h); -1: as is sensible
 };
 
 // A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time, and weights of so
-// many bytes, of all, in the shared memory of each team. `spread`: what may run while launches wait does.
+// many bytes, of all, in the shared memory of each team. `spread`: the order of launches.
 struct Estimate {
   int teams, blocks, chunk;
   bool spread;
