@@ -35,11 +35,13 @@ class Row:
 class Crew:
     """A way to share a batch on a GPU: `teams` of `blocks` blocks, each with `chunk` images at a time, which wait at a
     barrier of the `block`, of a `cluster` or in `memory`. Of `weights_nbytes`, `resident_nbytes` are in a team's shared
-    memory. `cycles`: an estimate; the least is chosen."""
+    memory. `spread`: whether early halves of convolutions run here and there in a step, rather than at its start.
+    `cycles`: an estimate; the least is chosen."""
 
     teams: int
     blocks: int
     chunk: int
+    spread: bool
     barrier: str
     resident_nbytes: int
     weights_nbytes: int
@@ -140,6 +142,7 @@ class Explanation:
                 "blocks",
                 "images each",
                 "barrier",
+                "early halves",
                 "resident weights B",
                 "cycles, estimated",
                 "bytes",
@@ -148,8 +151,10 @@ class Explanation:
         ]
         for c in self.crews:
             resident = f"{c.resident_nbytes:,} of {c.weights_nbytes:,}"
-            numbers = (c.teams, c.blocks, c.chunk, c.barrier, resident, f"{c.cycles:,.0f}", f"{c.nbytes:,}")
-            lines.append((*map(str, numbers), "<- chosen" if c is self.crew else ""))
+            early = "spread" if c.spread else "first"
+            numbers = (c.teams, c.blocks, c.chunk, c.barrier, early, resident)
+            costs = (f"{c.cycles:,.0f}", f"{c.nbytes:,}")
+            lines.append((*map(str, numbers), *costs, "<- chosen" if c is self.crew else ""))
         held = f"weights, other data and launches take {self.held_nbytes:,} bytes"
         return ["", f"{self.images} images shared; {held}", *aligned(lines, left=0)]
 

@@ -32,6 +32,13 @@ def main(folder: Path) -> None:
         for order in ("raster", "wavefront"):
             program = pf.compile(model.eval(), shape=shape, order=order).program
             write(folder / f"{name}-{order}", program.words, program.data)
+    early = {  # as for devices
+        "deep": (pf.models.PixelCNN(levels=3, hidden=32, layers=4), (1, 5, 4)),
+        "gates": (pf.models.GatedPixelCNN(levels=3, hidden=32, layers=3, kernel=5), (1, 5, 6)),
+    }
+    for name, (model, shape) in early.items():
+        program = pf.compile(model.eval(), shape=shape, order="raster", backend="emulated").program
+        write(folder / f"{name}-early", program.words, program.data)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,12 @@ def test_a_kernel_without_faults_runs():
         ("past the end of the block's", "an access past the end of shared memory, by thread 5"),
         ("barrier", "thread 0 of block 0 waits at a barrier of its block that not all threads reach"),
         ("cluster barrier", "waits at a barrier of its cluster that not all threads reach"),
+        ("two arrivals", "a second arrival at a barrier of a cluster without a wait, by thread 0 "),
+        ("no arrival", "a wait at a barrier of a cluster without an arrival, by thread 0 "),
+        (
+            "no wait for the cluster",
+            "an end between arriving at a barrier of a cluster and waiting, by thread 0 ",
+        ),
         ("mixed barriers", "waits at a barrier of its block that not all threads reach"),
         (
             "two writers",

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -30,11 +31,11 @@ class DeviceProgram {
 
   void run(const py::object& images, const py::object& log_prob, const py::object& given,
            const py::object& conditions, uint64_t seed, uint64_t first_index, double temperature,
-           int64_t top_k, double top_p, int chunk, int team, int64_t resident_nbytes,
+           int64_t top_k, double top_p, int chunk, int team, int64_t resident_nbytes, int spread,
            const py::object& progress) {
     DeviceRequest r{};
     fill_request(r, engine_.program(), images, log_prob, given, conditions);
-    set_sharing(r, chunk, team, resident_nbytes);
+    set_sharing(r, chunk, team, resident_nbytes, spread);
     r.seed = seed, r.first_index = first_index, r.sampling = sampling_of(temperature, top_k, top_p);
     const py::gil_scoped_release no_gil;
     last_multiply_adds = engine_.run(r, ticker(progress));
@@ -45,7 +46,7 @@ class DeviceProgram {
   void run_there(const py::object& tensors, uint64_t images, uint64_t log_prob, uint64_t given,
                  bool all_given, uint64_t conditions, int64_t n, int64_t stream, uint64_t seed,
                  uint64_t first_index, double temperature, int64_t top_k, double top_p, int chunk, int team,
-                 int64_t resident_nbytes, const py::object& progress) {
+                 int64_t resident_nbytes, int spread, const py::object& progress) {
     if (n < 0) fail("[sample] n must not be negative, got " + std::to_string(n));
     const Program& p = engine_.program();
     if (!tensors) fail("[sample] tensors are needed");
@@ -56,21 +57,22 @@ class DeviceProgram {
     r.given = reinterpret_cast<const uint8_t*>(given), r.all_given = all_given;
     if (p.condition_floats > 0) r.conditions = reinterpret_cast<const float*>(conditions);
     r.n = n, r.on_device = true, r.stream = stream;
-    set_sharing(r, chunk, team, resident_nbytes);
+    set_sharing(r, chunk, team, resident_nbytes, spread);
     r.seed = seed, r.first_index = first_index, r.sampling = sampling_of(temperature, top_k, top_p);
     const py::gil_scoped_release no_gil;
     last_multiply_adds = engine_.run(r, ticker(progress));
   }
 
-  py::list estimates(int64_t n, int chunk, int team, int64_t resident_nbytes) const {
+  py::list estimates(int64_t n, int chunk, int team, int64_t resident_nbytes, int spread) const {
     if (n < 1) fail("[explain] n must be positive, got " + std::to_string(n));
     DeviceRequest r{};
     r.n = n;
-    set_sharing(r, chunk, team, resident_nbytes, "[explain]");
+    set_sharing(r, chunk, team, resident_nbytes, spread, "[explain]");
     py::list found;
     for (const Estimate& e : engine_.estimates(r)) {
       py::dict d;
-      d["teams"] = e.teams, d["blocks"] = e.blocks, d["chunk"] = e.chunk, d["barrier"] = e.barrier;
+      d["teams"] = e.teams, d["blocks"] = e.blocks, d["chunk"] = e.chunk, d["spread"] = e.spread;
+      d["barrier"] = e.barrier;
       d["resident_nbytes"] = e.resident_nbytes, d["weights_nbytes"] = e.weights_nbytes;
       d["cycles"] = e.cycles, d["nbytes"] = e.nbytes;
       found.append(d);
@@ -78,8 +80,17 @@ class DeviceProgram {
     return found;
   }
 
-  std::vector<bool> waits() const { return engine_.waits(); }
   size_t held_nbytes() const { return engine_.held_nbytes(); }
+  // In either order, of each: its op, and whether a team waits before it, and arrives for the next wait after
+  // it.
+  std::vector<std::tuple<int, bool, bool>> launches(bool spread) const {
+    std::vector<std::tuple<int, bool, bool>> found;
+    for (const FlatLaunch& l : engine_.launches(spread)) {
+      found.emplace_back(l.op, l.waits != 0, l.arrives != 0);
+    }
+    return found;
+  }
+
   std::string device() const { return engine_.device().name; }
 
   int64_t last_multiply_adds = 0;
@@ -92,14 +103,14 @@ class DeviceProgram {
     return precision == "bf16";
   }
 
-  static void set_sharing(DeviceRequest& r, int chunk, int team, int64_t resident_nbytes,
+  static void set_sharing(DeviceRequest& r, int chunk, int team, int64_t resident_nbytes, int spread,
                           const std::string& where = "[sample]") {
     pixelfast::set_sharing(r, chunk, team, where);
     if (resident_nbytes < -1) {
       fail(where + " resident_nbytes must be -1, to choose, or at least 0, got " +
            std::to_string(resident_nbytes));
     }
-    r.resident_nbytes = resident_nbytes;
+    r.resident_nbytes = resident_nbytes, r.spread = spread;
   }
 
   Engine engine_;
@@ -320,16 +331,17 @@ PYBIND11_MODULE(PIXELFAST_MODULE, m) {
            py::arg("given") = py::none(), py::arg("conditions") = py::none(), py::arg("seed") = 0,
            py::arg("first_index") = 0, py::arg("temperature") = 1.0, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0, py::arg("chunk") = 0, py::arg("team") = 0, py::arg("resident_nbytes") = -1,
-           py::arg("progress") = py::none())
+           py::arg("spread") = -1, py::arg("progress") = py::none())
       .def("run_there", &DeviceProgram::run_there, py::kw_only(), py::arg("tensors"), py::arg("images"),
            py::arg("log_prob"), py::arg("given") = 0, py::arg("all_given") = false, py::arg("conditions") = 0,
            py::arg("n"), py::arg("stream") = -1, py::arg("seed") = 0, py::arg("first_index") = 0,
            py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("chunk") = 0,
-           py::arg("team") = 0, py::arg("resident_nbytes") = -1, py::arg("progress") = py::none())
+           py::arg("team") = 0, py::arg("resident_nbytes") = -1, py::arg("spread") = -1,
+           py::arg("progress") = py::none())
       .def("estimates", &DeviceProgram::estimates, py::kw_only(), py::arg("n"), py::arg("chunk") = 0,
-           py::arg("team") = 0, py::arg("resident_nbytes") = -1)
+           py::arg("team") = 0, py::arg("resident_nbytes") = -1, py::arg("spread") = -1)
+      .def("launches", &DeviceProgram::launches, py::arg("spread"))
       .def_property_readonly("device", &DeviceProgram::device)
-      .def_property_readonly("waits", &DeviceProgram::waits)
       .def_property_readonly("held_nbytes", &DeviceProgram::held_nbytes)
       .def_readonly("last_multiply_adds", &DeviceProgram::last_multiply_adds);
 }

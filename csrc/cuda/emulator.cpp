@@ -27,6 +27,7 @@ struct Fiber {
   Context context;
   State state = State::ready;
   int block = 0, thread = 0;
+  int64_t arrived = 0, waited = 0;               // how often at barriers of its cluster
   std::vector<std::vector<Copy>> copies = {{}};  // by group, and those that are in none yet
 };
 
@@ -35,6 +36,7 @@ struct Grid {
   int threads = 0, cluster = 1;  // of a block, and blocks of a cluster
   std::vector<Fiber> fibers;     // block by block
   std::vector<uint64_t> block_barriers, warp_barriers;
+  std::vector<int64_t> arrivals;                // of all threads of each cluster
   std::vector<uint64_t> passed;                 // by fiber: in a shuffle
   std::vector<std::array<float, 12>> operands;  // and in a product of matrices: of a, then of b
   std::unordered_map<const void*, std::vector<Touches>> touched;
@@ -51,6 +53,8 @@ int warp_of(const Fiber& f) { return (f.block * grid->threads + f.thread) / kWar
 void enter() {
   try {
     (*grid->body)();
+    const Fiber& me = *grid->current;
+    if (me.arrived != me.waited) fault("an end between arriving at a barrier of a cluster and waiting");
   } catch (...) {
     grid->error = std::current_exception();
   }
@@ -86,11 +90,9 @@ bool release() {
     if (all(first, grid->threads, State::at_block)) let(first, grid->threads), ++grid->block_barriers[b];
   }
   const int wide = grid->cluster * grid->threads;
-  for (size_t b = 0; b < grid->block_barriers.size(); b += grid->cluster) {
-    const size_t first = b * grid->threads;
-    if (!all(first, wide, State::at_cluster)) continue;
-    let(first, wide);
-    for (int i = 0; i < grid->cluster; ++i) ++grid->block_barriers[b + i];
+  for (Fiber& f : grid->fibers) {
+    const bool all_arrived = grid->arrivals[f.block / grid->cluster] >= f.arrived * wide;
+    if (f.state == State::at_cluster && all_arrived) f.state = State::ready;
   }
   for (const Fiber& f : grid->fibers) {
     if (f.state == State::ready) return true;
@@ -150,6 +152,7 @@ void emulate(int blocks, int threads, const std::function<void()>& body, int clu
   mine.passed.resize(mine.fibers.size());
   mine.operands.resize(mine.fibers.size());
   mine.block_barriers.resize(blocks);
+  mine.arrivals.resize(blocks / cluster);
   mine.warp_barriers.resize(mine.fibers.size() / kWarp);
   mine.dynamic_memory.resize(blocks, std::vector<uint32_t>(words + 1));
   for (const auto& memory : mine.dynamic_memory) mine.touched[memory.data()].resize(words);
@@ -173,7 +176,16 @@ int threads() { return grid->threads; }
 int block() { return grid->current->block; }
 void sync_block() { wait_as(State::at_block); }
 void sync_warp() { wait_as(State::at_warp); }
-void sync_cluster() { wait_as(State::at_cluster); }
+void arrive_cluster() {
+  Fiber& me = *grid->current;
+  if (me.arrived++ != me.waited) fault("a second arrival at a barrier of a cluster without a wait");
+  ++grid->arrivals[me.block / grid->cluster];
+}
+void wait_cluster() {
+  Fiber& me = *grid->current;
+  if (++me.waited != me.arrived) fault("a wait at a barrier of a cluster without an arrival");
+  wait_as(State::at_cluster);
+}
 void relax() { wait_as(State::ready); }
 void fault(const char* what) {
   throw std::runtime_error("[emulator] " + std::string(what) + ", by thread " + std::to_string(thread()) +
@@ -334,9 +346,17 @@ bool provoke(const char* name) {
     });
   }
   if (wanted == "cluster barrier") {
-    emulate(4, 64, [&] { block() == 2 && thread() == 7 ? sync_block() : sync_cluster(); }, 2);
+    const auto body = [&] {
+      if (block() == 2 && thread() == 7) return sync_block();
+      arrive_cluster();
+      wait_cluster();
+    };
+    emulate(4, 64, body, 2);
     return true;
   }
+  if (wanted == "two arrivals") return kernel([&] { arrive_cluster(), arrive_cluster(); });
+  if (wanted == "no arrival") return kernel([&] { wait_cluster(); });
+  if (wanted == "no wait for the cluster") return kernel([&] { arrive_cluster(); });
   if (wanted == "mixed barriers") return kernel([&] { thread() == 5 ? sync_warp() : sync_block(); });
   if (wanted == "two writers") return kernel([&] { memory.set(0, 1); });
   if (wanted == "no wait") {

@@ -1,9 +1,10 @@
 // The host's side of simt.h: the threads of a grid as fibers, which take turns at barriers and shuffles.
 //
 // It stops the run, and says why, where a thread of a block ends or waits elsewhere while others wait at a
-// barrier, where shared memory is read before it is written, or before a copy to it was waited for, or past
-// its end, or where two threads touch a word of it without a barrier between, and one of them writes.
-// Shuffles, ballots and products of matrices are no barriers.
+// barrier, where a thread does not arrive and wait at barriers of its cluster in turn, where shared memory is
+// read before it is written, or before a copy to it was waited for, or past its end, or where two threads
+// touch a word of it without a barrier between, and one of them writes. Shuffles, ballots and products of
+// matrices are no barriers, and those of a cluster are none of shared memory.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +35,8 @@ int block();
 inline int lane() { return thread() % kWarp; }
 void sync_block();
 void sync_warp();
-void sync_cluster();
+void arrive_cluster();
+void wait_cluster();
 uint64_t exchange(uint64_t x, int from);  // what lane `from` of the warp passes
 void exchange(int x, int (&all)[kWarp]);  // what every lane passes
 uint32_t ballot(bool x);

@@ -58,6 +58,21 @@ void check_counts(const Program& program) {
                               " positions of launches");
 }
 
+// With their waits, and where steps end.
+std::vector<FlatLaunch> in_order(const std::vector<FlatLaunch>& launches, const Program& program,
+                                 const std::vector<int32_t>& order) {
+  const Waits waits = find_waits(program, order);
+  std::vector<FlatLaunch> found;
+  for (size_t i = 0; i < order.size(); ++i) {
+    found.push_back(launches[order[i]]);
+    found[i].waits = waits.any[i], found[i].arrives = waits.arrives[i];
+  }
+  for (const int32_t end : program.step_ends) {
+    if (end > 0) found[end - 1].ends_step = 1;
+  }
+  return found;
+}
+
 }  // namespace
 
 Flat::Flat(const Program& program, const float* data) {
@@ -112,18 +127,12 @@ Flat::Flat(const Program& program, const float* data) {
     if (f.n_instructions > kOwnRegisters) most_instructions = std::max(most_instructions, f.n_instructions);
     ops.push_back(f);
   }
-  const Waits waits = find_waits(program);
-  size_t step = 0;
-  for (size_t i = 0; i < program.launches.size(); ++i) {
-    const Launch& launch = program.launches[i];
-    while (step < program.step_ends.size() && program.step_ends[step] <= static_cast<int32_t>(i)) ++step;
-    const bool ends =
-        step < program.step_ends.size() && program.step_ends[step] == static_cast<int32_t>(i) + 1;
+  for (const Launch& launch : program.launches) {
     const Run& only = program.runs[launch.first_run];
     const int32_t first = launch.n_runs == 1 ? -1 : static_cast<int32_t>(positions.size());
     most_positions = std::max(most_positions, launch.positions);
     launches.push_back({launch.op, static_cast<int32_t>(launch.positions), first, only.y, only.x, only.dy,
-                        only.dx, waits.any[i], ends});
+                        only.dx, 0, 0, 0});
     for (int32_t r = launch.first_run; r < launch.first_run + launch.n_runs; ++r) {
       const Run& run = program.runs[r];
       for (int32_t k = 0; first >= 0 && k < run.n; ++k) {
@@ -137,6 +146,10 @@ Flat::Flat(const Program& program, const float* data) {
       }
     }
   }
+  const Waits waits = find_waits(program);
+  const std::vector<int32_t> order = reorder(program, waits, false), other = reorder(program, waits, true);
+  if (other != order) spread = in_order(launches, program, other);
+  launches = in_order(launches, program, order);
 }
 
 namespace {

@@ -64,7 +64,8 @@ struct FlatLaunch {
   int32_t op, positions;
   int32_t first_position;  // of the list; -1: there is none
   int32_t y, x, dy, dx;
-  int32_t waits, ends_step;  // waits: for the other threads of the team, before it
+  int32_t waits, arrives;  // for the other threads of the team, before it, and after it for the next wait
+  int32_t ends_step;
 };
 
 // Where one of the tables begins, in bytes.
@@ -99,7 +100,7 @@ struct FlatProgram {
 enum class Barrier : int32_t { block, cluster, memory };
 
 struct TeamState {
-  uint32_t arrived;  // blocks at a barrier in memory, of all so far, in 32 bits
+  uint32_t arrived;  // blocks, at all barriers in memory so far, in 32 bits
   uint32_t stop[2];  // written in turn
 };
 
@@ -155,8 +156,8 @@ struct Flat {
   std::vector<uint32_t> halves;
   std::vector<int32_t> places;
   std::vector<Position> positions;
-  std::vector<FlatLaunch> launches;
-  int most_instructions = 0;  // of those with more than kOwnRegisters
+  std::vector<FlatLaunch> launches, spread;  // in both orders of core/waits.h; none `spread`, if they are one
+  int most_instructions = 0;                 // of those with more than kOwnRegisters
   int64_t most_keys = 0;
   int64_t most_positions = 1;  // of a launch
   int64_t multiply_adds = 0;   // of an image

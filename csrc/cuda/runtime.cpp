@@ -81,6 +81,7 @@ Engine::Engine(const int32_t* words, int64_t n_words, const float* data, int64_t
       attention_(sent(device, flat_.attention)),
       positions_(sent(device, flat_.positions)),
       launches_(sent(device, flat_.launches)),
+      spread_(sent(device, flat_.spread)),
       halves_(sent(device, flat_.halves)) {
   for (const FlatOp& op : flat_.ops) weights_nbytes_ += weights_nbytes(op);
 }
@@ -95,18 +96,17 @@ std::optional<Engine::Crew> Engine::crew_of(const DeviceRequest& r, int blocks,
   int64_t images = std::min<int64_t>(r.chunk > 0 ? r.chunk : (r.n + most - 1) / most, r.n);
   images = std::clamp<int64_t>(images, 1, std::max<int64_t>(rows, 1));
   const int64_t chunks = (r.n + images - 1) / images;
-  return Crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
-              std::move(kept)};
-}
-
-std::vector<bool> Engine::waits() const {
-  std::vector<bool> found;
-  for (const FlatLaunch& launch : flat_.launches) found.push_back(launch.waits != 0);
-  return found;
+  Crew crew{static_cast<int>(std::min<int64_t>(most, chunks)), blocks, static_cast<int>(images),
+            std::move(kept), false};
+  const double as_is = cost(crew, r.n);
+  crew.spread = true;
+  crew.spread = !flat_.spread.empty() && (r.spread < 0 ? cost(crew, r.n) < as_is : r.spread > 0);
+  return crew;
 }
 
 size_t Engine::held_nbytes() const {
-  return attention_.nbytes() + positions_.nbytes() + launches_.nbytes() + data_.nbytes() + halves_.nbytes();
+  return attention_.nbytes() + positions_.nbytes() + launches_.nbytes() + spread_.nbytes() + data_.nbytes() +
+         halves_.nbytes();
 }
 
 // What a run takes besides its batch.
@@ -146,15 +146,19 @@ double Engine::cost(const Crew& crew, int64_t n) const {
   const int32_t rows = matrices() ? kMatrixRows : kElements, columns = matrices() ? kGroup : 1;
   const double threads =
       static_cast<double>(device_.threads) / (matrices() ? 32 : 1);  // or warps, of a block
-  // Of launches that do not wait: of a thread, and the most sums that one thread must make. Attention and
-  // heads cost no more than a launch.
-  double total = 0, work = 0, deepest = 0;
+  // Of launches that do not wait: of a thread on average, and the most that one must do in one of them.
+  // Attention and heads cost no more than finding their rows. What runs between an arrival and its wait hides
+  // as much of the wait as it takes.
+  double total = 0, work = 0, deepest = 0, arrived = 0;  // arrived: the total when all did
   const auto finish = [&] {
     total += std::max(work, deepest);
     work = deepest = 0;
   };
-  for (const FlatLaunch& launch : flat_.launches) {
-    if (launch.waits) finish(), total += wait;
+  for (const FlatLaunch& launch : launches(crew.spread)) {
+    if (launch.waits) {
+      finish();
+      total = barrier == Barrier::block ? total + wait : std::max(total, arrived + wait);
+    }
     const FlatOp& op = flat_.ops[launch.op];
     const Resident& resident = crew.kept.residents[launch.op];
     const bool is_near = resident.place >= 0;
@@ -165,9 +169,11 @@ double Engine::cost(const Crew& crew, int64_t n) const {
         matrices() ? op.steps / (kMatrixDepth / 2.0) : static_cast<double>(program_.ops[launch.op].depth);
     const double sums = depth * op.n_parts * (is_near ? near : far);  // of a tile
     const double turns = is_near ? tiles * resident.width / columns / threads : 1;
-    work += tiles * groups * sums / (threads * crew.blocks);
-    deepest = std::max(deepest, std::max(turns, 1.0) * sums);
-    total += crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
+    const double start = crew.kept.tables || barrier == Barrier::block ? kNearLaunchCycles : kFarLaunchCycles;
+    const double units = tiles * groups / (threads * crew.blocks);  // of a thread
+    work += units * sums + std::min(units, 1.0) * start;
+    deepest = std::max(deepest, std::max(turns, 1.0) * sums + start);
+    if (launch.arrives && barrier != Barrier::block) finish(), arrived = total;
   }
   finish();
   const int64_t chunks = (n + crew.chunk - 1) / crew.chunk;
@@ -212,7 +218,7 @@ Engine::Crew Engine::choose_crew(const DeviceRequest& r) const {
 std::vector<Estimate> Engine::estimates(const DeviceRequest& r) const {
   std::vector<Estimate> result;
   for (const Crew& crew : crews(r)) {
-    result.push_back({crew.teams, crew.blocks, crew.chunk, name_of(barrier_of(crew.blocks)),
+    result.push_back({crew.teams, crew.blocks, crew.chunk, crew.spread, name_of(barrier_of(crew.blocks)),
                       crew.kept.weights_nbytes, weights_nbytes_, cost(crew, r.n), nbytes_of(crew)});
   }
   return result;
@@ -227,7 +233,7 @@ Walk Engine::walk_of(const DeviceRequest& r, const Crew& crew) const {
                   static_cast<int64_t>(flat_.tables_nbytes() / sizeof(uint32_t)),
                   as<int32_t>(attention_),
                   as<Position>(positions_),
-                  as<FlatLaunch>(launches_),
+                  as<FlatLaunch>(crew.spread ? spread_ : launches_),
                   as<float>(data_),
                   flat_.halves.empty() ? nullptr : as<uint32_t>(halves_),
                   static_cast<int32_t>(flat_.ops.size()),

@@ -21,13 +21,15 @@ struct DeviceRequest : Request {
   bool on_device = false;
   int64_t stream = -1;  // -1: one of the run's own
   int64_t resident_nbytes =
-      -1;  // of a block's shared memory for tables and weights, at most; -1: as is sensible
+      -1;           // of a block's shared memory for tables and weights, at most; -1: as is sensible
+  int spread = -1;  // which order of launches (core/waits.h); -1: as is sensible
 };
 
 // A way to share a run: `teams` of `blocks` blocks, each with `chunk` images at a time, and weights of so
-// many bytes, of all, in the shared memory of each team.
+// many bytes, of all, in the shared memory of each team. `spread`: the order of launches.
 struct Estimate {
   int teams, blocks, chunk;
+  bool spread;
   const char* barrier;
   int64_t resident_nbytes, weights_nbytes;
   double cycles;
@@ -48,12 +50,13 @@ class Engine {
   // Those that a run chooses between, by the least cycles.
   std::vector<Estimate> estimates(const DeviceRequest& request) const;
 
-  // By launch: whether it waits for the others of its team.
-  std::vector<bool> waits() const;
   // Of the device's memory, as long as this lives: weights, other data and launches.
   size_t held_nbytes() const;
 
   const Program& program() const { return program_; }
+  const std::vector<FlatLaunch>& launches(bool spread) const {
+    return spread && !flat_.spread.empty() ? flat_.spread : flat_.launches;
+  }
   const DeviceInfo& device() const { return device_; }
 
  private:
@@ -61,6 +64,7 @@ class Engine {
   struct Crew {
     int teams, blocks, chunk;
     Residency kept;
+    bool spread;  // which order of launches
   };
   // None where the device runs no such team.
   std::optional<Crew> crew_of(const DeviceRequest& request, int blocks, size_t resident_nbytes) const;
@@ -81,7 +85,7 @@ class Engine {
   Flat flat_;
   std::vector<int32_t> urgent_;  // ops by how near their weights should be
   int64_t weights_nbytes_ = 0;
-  Memory attention_, positions_, launches_, halves_;
+  Memory attention_, positions_, launches_, spread_, halves_;
 };
 
 }  // namespace cuda

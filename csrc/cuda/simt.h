@@ -30,10 +30,17 @@ PIXELFAST_DEVICE inline int threads() { return static_cast<int>(blockDim.x); }
 PIXELFAST_DEVICE inline int block() { return static_cast<int>(blockIdx.x); }
 PIXELFAST_DEVICE inline int lane() { return thread() % kWarp; }
 PIXELFAST_DEVICE inline void sync_block() { __syncthreads(); }
-// For the blocks of a cluster, and what they wrote; only where kernels are launched in clusters.
-PIXELFAST_DEVICE inline void sync_cluster() {
+// For the threads of a cluster, in turn: what they wrote before they arrived is there beyond the wait. Only
+// where kernels are launched in clusters.
+PIXELFAST_DEVICE inline void arrive_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+PIXELFAST_DEVICE inline void wait_cluster() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #else
   __trap();

@@ -29,17 +29,20 @@ class Walker {
     tables().load();
     if (w_.shared_words > 0) simt::sync_block();
     products_.load();
+    simt::sync_block();
     for (int64_t first = static_cast<int64_t>(team_) * w_.chunk; first < w_.n;
          first += static_cast<int64_t>(w_.teams) * w_.chunk) {
       chunk().begin(first);
-      if (barrier()) return;
+      arrive();
+      if (wait()) return;
       FlatLaunch next = launch_at(0);  // read while others are run, since it is far
       for (int i = 0; i < p_.n_launches; ++i) {
         const FlatLaunch launch = next;
         next = launch_at(i + 1);
-        if (launch.waits && barrier()) return;
+        if (launch.waits && wait()) return;
         run_launch(launch);
         steps_ += launch.ends_step, rows_ += launch.positions * chunk().images();
+        if (launch.arrives) arrive();
       }
     }
     if (is_first()) simt::fetch_add(w_.done, steps_);
@@ -53,41 +56,39 @@ class Walker {
     return i < p_.n_launches ? p_.launches[i] : FlatLaunch{};
   }
 
-  // Waits for all threads of the team. Whether all stop: now and then, at the same barriers for all, the
-  // first thread asks the host, whose memory is far.
-  PIXELFAST_DEVICE bool barrier() {
+  // Tells the team that this thread has come so far. Now and then, at the same barriers for all, the first
+  // thread asks the host, whose memory is far, whether to stop.
+  PIXELFAST_DEVICE void arrive() {
     TeamState& state = w_.states[team_];
-    const bool polls = steps_ >= kPollSteps || rows_ >= kPollRows;
-    if (polls) {
+    polls_ = steps_ >= kPollSteps || rows_ >= kPollRows;
+    if (polls_) {
       if (is_first()) {
         state.stop[n_polls_ % 2] = simt::load_of_host(w_.stop);
         simt::fetch_add(w_.done, steps_);
       }
       steps_ = 0, rows_ = 0, ++n_polls_;
     }
-    switch (w_.barrier) {
-      case Barrier::block:
-        simt::sync_block();
-        break;
-      case Barrier::cluster:
-        simt::sync_cluster();
-        break;
-      default:
-        wait_in_memory(state);
-    }
-    deal_.restart();
-    return polls && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
-  }
-
-  // Counts blocks, all that ever arrived: release and acquire by one thread pass on what its block wrote.
-  PIXELFAST_DEVICE void wait_in_memory(TeamState& state) {
+    if (w_.barrier == Barrier::cluster) simt::arrive_cluster();
+    if (w_.barrier != Barrier::memory) return;
+    // Counts blocks, all that ever arrived: release and acquire by one thread pass on what its block wrote.
     simt::sync_block();
     awaited_ += static_cast<uint32_t>(w_.team_blocks);
-    if (simt::thread() == 0) {
-      simt::add_release(&state.arrived, 1);
-      while (static_cast<int32_t>(simt::load_acquire(&state.arrived) - awaited_) < 0) simt::relax();
+    if (simt::thread() == 0) simt::add_release(&state.arrived, 1);
+  }
+
+  // Until all threads of the team have arrived as often as this one. Whether all stop.
+  PIXELFAST_DEVICE bool wait() {
+    TeamState& state = w_.states[team_];
+    if (w_.barrier == Barrier::cluster) {
+      simt::wait_cluster();
+    } else {
+      if (w_.barrier == Barrier::memory && simt::thread() == 0) {
+        while (static_cast<int32_t>(simt::load_acquire(&state.arrived) - awaited_) < 0) simt::relax();
+      }
+      simt::sync_block();
     }
-    simt::sync_block();
+    deal_.restart();
+    return polls_ && simt::load_acquire(&state.stop[(n_polls_ - 1) % 2]) != 0;
   }
 
   PIXELFAST_DEVICE PIXELFAST_INLINE void run_launch(const FlatLaunch& launch) {
@@ -242,7 +243,8 @@ class Walker {
   Deal deal_;
   int steps_ = 0, n_polls_ = 0;  // steps since the last poll
   int64_t rows_ = 0;             // and rows
-  uint32_t awaited_ = 0;         // blocks of the team that arrived, at its last barrier in memory
+  bool polls_ = false;           // at the barrier at which this thread arrived last
+  uint32_t awaited_ = 0;         // blocks of the team, at all barriers in memory so far
 };
 
 }  // namespace

@@ -1,7 +1,7 @@
 // What sanitizers watch. Programs, as tests/native_programs.py writes them, give the same bits on every
-// instruction set, for every number of threads and for several callers at a time; a run can be stopped. With
-// a second argument, short programs are damaged on purpose, word by word: each is refused, or runs within its
-// buffers.
+// instruction set, for every number of threads and for several callers at a time; launches that meet wait for
+// each other; a run can be stopped. With a second argument, short programs are damaged on purpose, word by
+// word: each is refused, or runs within its buffers.
 //
 //     native_tests FOLDER [damage]
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -21,6 +22,7 @@
 #include "cpu/runtime.h"
 #include "cuda/device_emulated.h"
 #include "cuda/runtime.h"
+#include "tests/replay.h"
 
 extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
   // A damaged program may ask for any amount of memory: that it does not get it is no error.
@@ -94,7 +96,8 @@ constexpr int kForever = std::numeric_limits<int>::max();
 // How a run is shared; it is stopped when `progress` is called for the `patience`-th time.
 struct How {
   int threads = 1, team = 0, chunk = 0, patience = kForever;
-  int64_t resident_nbytes = -1;  // on a device
+  int64_t resident_nbytes = -1;  // on a device,
+  int spread = -1;               // likewise
 };
 
 // A third of the pixels are given.
@@ -118,7 +121,7 @@ Result run_as(AnyEngine& engine, int n, How how) {
   if constexpr (std::is_same_v<AnyRequest, CpuRequest>) {
     request.threads = how.threads;
   } else {
-    request.resident_nbytes = how.resident_nbytes;
+    request.resident_nbytes = how.resident_nbytes, request.spread = how.spread;
   }
   request.team = how.team;
   request.chunk = how.chunk;
@@ -170,12 +173,13 @@ void check_bf16(const File& file) {
 
 void check_device(const File& file) {
 #ifndef __SANITIZE_THREAD__
-  // By every barrier, with weights in shared memory and without.
+  // By every barrier, with weights in shared memory and without, in both orders.
   const auto check = [&](cuda::Engine engine, const Result& want, const char* what) {
+    int spread = 0;
     for (const How how : {How{1, 1, 3}, How{1, 2, 2}, How{1, 1, 1}, How{1, 3, 2}}) {
       for (const int64_t resident_nbytes : {0, 3000, 200'000}) {
         How near = how;
-        near.resident_nbytes = resident_nbytes;
+        near.resident_nbytes = resident_nbytes, near.spread = spread = 1 - spread;
         require(run_as<cuda::DeviceRequest>(engine, 3, near) == want, file, what);
       }
     }
@@ -190,6 +194,33 @@ void check_device(const File& file) {
 #else
   (void)file;
 #endif
+}
+
+// In every order: as they are, and as if none were split; and that the replay would find that they are
+// missing.
+void check_waits(const File& file) {
+  const Program program =
+      decode_program(file.words.data(), static_cast<int64_t>(file.words.size()), file.data.size());
+  const Waits as_is = find_waits(program);
+  std::vector<int32_t> order(program.launches.size());
+  std::iota(order.begin(), order.end(), 0);
+  for (const auto& each : {order, reorder(program, as_is, false), reorder(program, as_is, true)}) {
+    require(std::is_permutation(order.begin(), order.end(), each.begin(), each.end()), file,
+            "other launches");
+    Waits waits = find_waits(program, each);
+    require(waits.n_any == as_is.n_any, file, "there are more waits, or fewer");
+    Replay(program, each, waits).check();
+    for (size_t i = 0; i + 1 < waits.any.size(); ++i) waits.arrives[i] = waits.any[i + 1];
+    Replay(program, each, waits).check();
+    waits.any.assign(waits.any.size(), false), waits.arrives = waits.any;
+    bool missed = false;
+    try {
+      Replay(program, each, waits).check();
+    } catch (const std::runtime_error&) {
+      missed = true;
+    }
+    require(missed, file, "nobody misses the waits");
+  }
 }
 
 void check_callers(const File& file) {
@@ -316,6 +347,7 @@ int check_folder(const char* folder, bool damages) {
   if (paths.empty()) throw std::runtime_error(std::string("no programs in ") + folder);
   for (const std::filesystem::path& path : paths) {
     const File file = read(path);
+    check_waits(file);
     check_bits(file);
     check_bf16(file);
     check_device(file);

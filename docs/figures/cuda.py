@@ -8,6 +8,7 @@ Launches and barriers are those of programs compiled here.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,17 +136,23 @@ class Launched(NamedTuple):
     positions: int
     multiply_adds: int
     early: bool  # the half of a convolution that reads other positions
-    waits: bool
+    waits: bool = False
+    arrives: bool = False
 
 
 def steps(sampler: pf.Sampler) -> Iterator[list[Launched]]:
-    """The launches of each step."""
-    program, waits, found = sampler.program, iter(sampler._runtime.waits), list[Launched]()
+    """The launches of each step, in the order in which they run on a GPU."""
+    program, order, found = (
+        sampler.program,
+        iter(sampler._runtime.launches(False)),
+        dict[int, list[Launched]](),
+    )
     begun = {op.fields.get("start_buffer", -1) for op in program.decoded.ops}
     for launch in program.decoded.launches:
         if launch is None:
-            yield found
-            found = []
+            flags = itertools.islice(order, sum(map(len, found.values())))
+            yield [found[op].pop(0)._replace(waits=waits, arrives=arrives) for op, waits, arrives in flags]
+            found = {}
             continue
         op, f = program.decoded.ops[launch[0]], program.decoded.ops[launch[0]].fields
         at = [x + i * dx for _, x, n, _, dx in launch[1] for i in range(n)]
@@ -154,7 +161,8 @@ def steps(sampler: pf.Sampler) -> Iterator[list[Launched]]:
             each = f["heads"] * (f["key_channels"] + f["value_channels"])
             work = sum(end - start for x in at for start, end in op.keys[x]) * each
         early = op.name == "conv" and f["out_buffer"] in begun
-        found.append(Launched(program.names[launch[0]], op.name, len(at), work, early, next(waits)))
+        launched = Launched(program.names[launch[0]], op.name, len(at), work, early)
+        found.setdefault(launch[0], []).append(launched)
 
 
 def compiled(kind: str, options: dict[str, Any]) -> pf.Sampler:
@@ -175,12 +183,14 @@ def step() -> Image.Image:
            f"{sum(x.waits for x in launches)} barriers")  # fmt: skip
     room = WIDTH - left - 124 - gap * sum(x.waits for x in launches) - 4 * len(launches)
     scale, x, top = room / sum(x.multiply_adds for x in launches), float(left), 48
+    for y in range(top, top + len(launches) * line, 2 * line):
+        s.draw.rectangle((12, y, WIDTH - 12, y + line - 1), fill=(246, 247, 249))
+    arrival = x, float(top + 3)
     for i, launch in enumerate(launches):
         y = top + i * line
-        if i % 2 == 0:
-            s.draw.rectangle((12, y, WIDTH - 12, y + line - 1), fill=(246, 247, 249))
         if launch.waits:
-            s.draw.rectangle((x + 1, y - line + 4 if i else y + 3, x + gap - 3, y + line - 5), fill=WAIT)
+            s.draw.rectangle((arrival[0] + 1, arrival[1], x + gap - 3, arrival[1] + 3), fill=WAIT)
+            s.draw.rectangle((x + 1, arrival[1], x + gap - 3, y + line - 5), fill=WAIT)
             x += gap
         s.text(20, y + line / 2, launch.name, at="lm", size=14)
         width = 4 + scale * launch.multiply_adds
@@ -188,9 +198,12 @@ def step() -> Image.Image:
             x, y + 4, width - 1, line - 9, EARLY if launch.early else CHAIN if launch.multiply_adds else GREY
         )
         many = f"{launch.positions} position{'s' if launch.positions > 1 else ''}"
-        s.text(x + width + gap + 6, y + line / 2, many, at="lm", size=13, soft=True)
+        s.text(WIDTH - 20, y + line / 2, many, at="rm", size=13, soft=True)
         x += width
-    entries = ((EARLY, "early half"), (CHAIN, "other products"), (GREY, "no product"), (WAIT, "barrier"))
+        if launch.arrives:
+            arrival = x, y + line - 6.0
+    entries = ((EARLY, "early half"), (CHAIN, "other products"), (GREY, "no product"),
+               (WAIT, "from arrival to wait"))  # fmt: skip
     y = top + len(launches) * line + 14
     s.legend(y, entries)
     s.text(WIDTH - 20, y, "width: multiply-adds", at="ra", soft=True, size=14)
