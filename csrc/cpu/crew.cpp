@@ -10,7 +10,7 @@ namespace pixelfast {
 namespace {
 
 constexpr double kWait = 40000;   // multiply-adds that take as long as waiting for another thread
-constexpr double kUneven = 1.25;  // shares of a launch are, and tiles are smaller
+constexpr double kUneven = 1.35;  // shares of a launch are, and tiles are smaller
 constexpr double kMapDepth = 16;  // of an op without a product: as long as one of that depth
 constexpr double kTileSums = 8;   // vectors of sums that keep multiply-adds busy
 
