@@ -19,7 +19,12 @@ struct IntLanes {
   void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
   static IntLanes truncate(struct Lanes x);
   IntLanes without(IntLanes mask) const { return {_mm512_andnot_si512(mask.v, v)}; }
-  uint32_t sum() const { return static_cast<uint32_t>(_mm512_reduce_add_epi32(v)); }
+  uint32_t sum() const {  // modulo 2^32, which _mm512_reduce_add_epi32 does not promise
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i a = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i b = _mm_add_epi32(a, _mm_shuffle_epi32(a, 0x4E));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1))));
+  }
   // Truncated products with a double, or of what lies at p with one for each lane.
   IntLanes scaled(double scale) const {
     const __m512d s = _mm512_set1_pd(scale);
