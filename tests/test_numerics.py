@@ -110,7 +110,7 @@ OPTIONS = [{}, {"temperature": 0.3}, {"temperature": 7.0}, {"top_k": 1}, {"top_k
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("levels", [1, 2, 3, 16, 17, 64, 65, 256, 1000])
+@pytest.mark.parametrize("levels", [1, 2, 3, 16, 17, 64, 65, 256, 1000, 2**16])
 def test_frequencies_have_the_same_bits(isa, levels, options):
     rng = np.random.default_rng(levels)
     for scale in (0.0, 1.0, 30.0):

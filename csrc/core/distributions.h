@@ -69,29 +69,26 @@ static inline WeightTotals level_weights(const float* logits, int n, float large
                                          int32_t* weight) {
   using I = typename V::Int;
   WeightTotals found = {0, 0, -1};
-  for (int start = 0; start < n; start += 64 * V::kLanes) {
-    const int end = n - start < 64 * V::kLanes ? n : start + 64 * V::kLanes;
-    IntegerSum<V> sum;
-    I allowed = I::set(0);
-    for (int k = start; k < end; k += V::kLanes) {
-      const V x = logits_at<V>(logits, k, n);
-      const V scaled =
-          vexp_within(from_below((x - V::set(largest)) * V::set(inverse_temperature))) * V::set(0x1p30f);
-      const auto excluded = V::eq(x, V::set(-__builtin_inff()));
-      const I w = I::truncate(V::select(excluded, V::set(-1.0f), scaled));
-      w.store(weight + k);
-      const I one = w.template srl<31>();  // of excluded levels
-      sum.add(w + one);
-      allowed = allowed + one;
-      if (found.argmax < 0) {
-        const int first = V::first(V::eq(x, V::set(largest)));
-        if (first < V::kLanes) found.argmax = k + first;
-      }
+  IntegerSum<V> sum;
+  I excluded_levels = I::set(0);
+  int k = 0;
+  for (; k < n; k += V::kLanes) {
+    const V x = logits_at<V>(logits, k, n);
+    const V scaled =
+        vexp_within(from_below((x - V::set(largest)) * V::set(inverse_temperature))) * V::set(0x1p30f);
+    const auto excluded = V::eq(x, V::set(-__builtin_inff()));
+    const I w = I::truncate(V::select(excluded, V::set(-1.0f), scaled));
+    w.store(weight + k);
+    const I one = w.template srl<31>();  // of excluded levels
+    sum.add(w + one);
+    excluded_levels = excluded_levels + one;
+    if (found.argmax < 0) {
+      const int first = V::first(V::eq(x, V::set(largest)));
+      if (first < V::kLanes) found.argmax = k + first;
     }
-    const int vectors = (end - start + V::kLanes - 1) / V::kLanes;
-    found.total += sum.total();
-    found.allowed += vectors * V::kLanes - static_cast<int32_t>(allowed.sum());
   }
+  found.total = sum.total();
+  found.allowed = k - static_cast<int32_t>(excluded_levels.sum());
   return found;
 }
 
